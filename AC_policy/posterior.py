@@ -1,0 +1,240 @@
+"""The law of one benchmark after some of its representations were finetuned.
+
+Model: y_i = off + s (x_i·w + e_i + m_i), with x_i the degree-2 features, w ~ N(prior), e_i the part
+of a representation's performance that the law leaves open, m_i run-to-run noise, and unknown offset
+`off` (flat prior) and scale s > 0 (log-uniform on a grid). Given s everything is Gaussian, with a
+covariance that does not depend on s and means linear in 1/s; so the posterior is a mixture over the
+grid that shares one covariance, and costs one 7 x 7 inverse.
+
+f_i = x_i·w + e_i is what representations are ranked by: performance on the scale on which the
+prior's benchmarks span [0, 1]. Shapes: n candidates, k finetuned, G grid points, P = 7 (offset, w).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr
+
+from AC_policy.features import design
+from AC_policy.prior import Prior
+
+SCALE_RANGE = (0.2, 20.0)
+"""Scale s in units of the spread of the finetuned performances: from far below the spread of all
+candidates (those finetuned span at most it, plus noise) to a spread of 5 % of it."""
+SCALE_POINTS = 41
+RUN_NOISE = 0.03
+"""Standard deviation between identical runs, as a fraction of the candidates' range: MME's
+documented +/-20 points (LLaVA issue 680) over its range of 659 in Table 4."""
+SAMPLED_AT_ONCE = 1_000_000  # numbers held while sampling
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mixture over the scale grid: f | g ~ N(mean_Gn[g], cov_nn).
+
+    Attributes:
+        weight_G: posterior probability of each scale; one entry where the scale is unknown.
+        scale_G: the scales, in the performance's unit; NaN where unknown.
+        mean_Gn: means of f; a finetuned representation's is what was measured.
+        cov_nn: covariance of f, without run-to-run noise.
+        level_Gn: means of performance, s (off/s + f), in its unit; NaN where unknown.
+        level_variance_n: variance of off/s + f, run-to-run noise included; times s² performance's.
+        finetuned: bool [n].
+        run_noise: standard deviation between identical runs, on the scale of f.
+    """
+
+    weight_G: np.ndarray
+    scale_G: np.ndarray
+    mean_Gn: np.ndarray
+    cov_nn: np.ndarray
+    level_Gn: np.ndarray
+    level_variance_n: np.ndarray
+    finetuned: np.ndarray
+    run_noise: float
+
+    @property
+    def scaled(self) -> bool:
+        """Whether two or more different performances have fixed offset and scale."""
+        return bool(np.isfinite(self.scale_G).all())
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[n] posterior mean of f, what candidates are ranked by."""
+        return self.weight_G @ self.mean_Gn
+
+    @property
+    def std(self) -> np.ndarray:
+        """[n] posterior standard deviation of f."""
+        spread = self.weight_G @ (self.mean_Gn - self.mean) ** 2
+        return np.sqrt(np.diag(self.cov_nn) + spread)
+
+    def performance(self) -> tuple[np.ndarray, np.ndarray]:
+        """(mean [n], standard deviation [n]) of performance, in its unit."""
+        mean = self.weight_G @ self.level_Gn
+        within = (self.weight_G @ self.scale_G**2) * self.level_variance_n
+        spread = self.weight_G @ (self.level_Gn - mean) ** 2
+        return mean, np.sqrt(within + spread)
+
+    def performance_quantiles(self, levels: tuple[float, ...]) -> np.ndarray:
+        """[len(levels), n] quantiles of performance, by bisection of the mixture's CDF."""
+        std_Gn = self.scale_G[:, None] * np.sqrt(self.level_variance_n)
+        return _mixture_quantiles(self.weight_G, self.level_Gn, std_Gn, levels)
+
+    def incumbent(self) -> int | None:
+        """The finetuned candidate with the largest mean, None before the first run."""
+        if not self.finetuned.any():
+            return None
+        return int(np.argmax(np.where(self.finetuned, self.mean, -np.inf)))
+
+    def expected_gain(self) -> np.ndarray:
+        """[n] E max(f_i - f_best, 0) over the best finetuned one; before the first run the mean."""
+        best = self.incumbent()
+        if best is None:
+            return self.mean
+        difference_Gn = self.mean_Gn - self.mean_Gn[:, [best]]
+        variance = np.diag(self.cov_nn) + self.cov_nn[best, best] - 2 * self.cov_nn[best]
+        std = np.sqrt(np.maximum(variance, 1e-15))
+        z = difference_Gn / std
+        density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+        return self.weight_G @ (difference_Gn * ndtr(z) + std * density)
+
+    def upper_bound(self, beta: float) -> np.ndarray:
+        """[n] mean + beta standard deviations."""
+        return self.mean + beta * self.std
+
+    def simulate(self, draws: int, rng: np.random.Generator, top: int = 3) -> "Odds":
+        """Chances of every candidate, from `draws` samples of all f together.
+
+        Run-to-run noise of the finetuned ones enters the chances, since a rerun might order them
+        otherwise; it does not enter the regret, since finetuning more cannot remove it.
+        """
+        n = len(self.cov_nn)
+        root = _root(self.cov_nn)
+        jitter = self.run_noise * self.finetuned
+        per_scale = np.bincount(rng.choice(len(self.weight_G), draws, p=self.weight_G))
+        scale_of_draw = np.repeat(np.arange(len(per_scale)), per_scale)
+        chosen, take = self.incumbent(), min(top, n)
+        best, among, regret = np.zeros(n), np.zeros(n), 0.0
+        block = max(1, SAMPLED_AT_ONCE // n)
+        for start in range(0, draws, block):
+            which = scale_of_draw[start : start + block]
+            f_Dn = self.mean_Gn[which] + rng.standard_normal((len(which), n)) @ root.T
+            if chosen is not None:
+                regret += (f_Dn.max(1) - f_Dn[:, chosen]).sum()
+            f_Dn += jitter * rng.standard_normal(f_Dn.shape)
+            best += np.bincount(f_Dn.argmax(1), minlength=n)
+            leaders = np.argpartition(-f_Dn, take - 1, axis=1)[:, :take]
+            among += np.bincount(leaders.ravel(), minlength=n)
+        return Odds(best / draws, among / draws, regret / draws if chosen is not None else np.nan)
+
+
+@dataclass(frozen=True)
+class Odds:
+    """P(best) [n], P(in the top m) [n], and the expected regret of the best finetuned one.
+
+    Regret is a fraction of the range that the candidates' performances span; NaN before any run.
+    """
+
+    best: np.ndarray
+    among_top: np.ndarray
+    regret: float
+
+
+def posterior(
+    points: np.ndarray,
+    y: np.ndarray,
+    prior: Prior,
+    run_noise: float = RUN_NOISE,
+    scale_range: tuple[float, float] = SCALE_RANGE,
+) -> Posterior:
+    """The posterior of every candidate.
+
+    Args:
+        points: [n, 2] min-max A and C.
+        y: [n] performance, NaN where not finetuned. A single value is not used: offset and scale
+            are unknown until two differ.
+        prior: of the coefficients.
+        run_noise: standard deviation between identical runs, fraction of the candidates' range.
+        scale_range: limits of the scale grid in units of the finetuned performances' spread.
+    """
+    x = design(points)
+    known = np.isfinite(y)
+    n = len(x)
+    if known.sum() < 2 or np.ptp(y[known]) == 0:
+        cov = x @ prior.cov @ x.T + prior.noise * np.eye(n)
+        return Posterior(
+            weight_G=np.ones(1),
+            scale_G=np.full(1, np.nan),
+            mean_Gn=(x @ prior.mean)[None],
+            cov_nn=cov,
+            level_Gn=np.full((1, n), np.nan),
+            level_variance_n=np.full(n, np.nan),
+            finetuned=known,
+            run_noise=run_noise,
+        )
+    scale_G = np.ptp(y[known]) * np.geomspace(*scale_range, SCALE_POINTS)
+    noise = prior.noise + run_noise**2
+    weight_G = _scale_weights(x[known], y[known], prior, noise, scale_G)
+    fixed_P, per_scale_P, cov_PP = _coefficients(x[known], y[known], prior, noise)
+
+    # A run keeps its measured value, f_i = y_i / s - off / s; the others follow the law.
+    map_nP = np.where(known[:, None], -np.eye(1, 7), np.insert(x, 0, 0.0, 1))
+    level_nP = map_nP + np.eye(1, 7)
+    told_n = np.where(known, y, 0.0)
+    cov_nn = map_nP @ cov_PP @ map_nP.T + np.diag(np.where(known, 0.0, prior.noise))
+    level_variance = np.where(known, run_noise**2, prior.noise)
+    level_variance += np.einsum("np,pq,nq->n", level_nP, cov_PP, level_nP)
+    scale_G1 = scale_G[:, None]
+    return Posterior(
+        weight_G=weight_G,
+        scale_G=scale_G,
+        mean_Gn=map_nP @ fixed_P + (map_nP @ per_scale_P + told_n) / scale_G1,
+        cov_nn=cov_nn,
+        level_Gn=scale_G1 * (level_nP @ fixed_P) + level_nP @ per_scale_P + told_n,
+        level_variance_n=level_variance,
+        finetuned=known,
+        run_noise=run_noise,
+    )
+
+
+def _scale_weights(x, y, prior: Prior, noise: float, scale_G: np.ndarray) -> np.ndarray:
+    """[G] posterior of the scale: p(y | s) with offset and coefficients integrated out."""
+    k = len(y)
+    precision = np.linalg.inv(x @ prior.cov @ x.T + noise * np.eye(k))
+    ones = precision.sum(1)
+    precision -= np.outer(ones, ones) / ones.sum()  # the flat offset takes one direction out
+    residual_Gk = y / scale_G[:, None] - x @ prior.mean
+    misfit_G = np.einsum("gi,ij,gj->g", residual_Gk, precision, residual_Gk)
+    log_G = -0.5 * misfit_G - (k - 1) * np.log(scale_G)
+    weight_G = np.exp(log_G - log_G.max())
+    return weight_G / weight_G.sum()
+
+
+def _coefficients(x, y, prior: Prior, noise: float):
+    """Posterior of (off / s, w) given s: mean = fixed [P] + per_scale [P] / s, cov [P, P]."""
+    inputs = np.concatenate([np.ones((len(x), 1)), x], 1)
+    prior_precision = np.zeros((inputs.shape[1],) * 2)
+    prior_precision[1:, 1:] = np.linalg.inv(prior.cov)
+    cov = np.linalg.inv(inputs.T @ inputs / noise + prior_precision)
+    pull = prior_precision @ np.concatenate([[0.0], prior.mean])
+    return cov @ pull, cov @ (inputs.T @ y) / noise, cov
+
+
+def _root(cov: np.ndarray) -> np.ndarray:
+    """A square root of a covariance that may be singular up to rounding."""
+    values, vectors = np.linalg.eigh(cov)
+    return vectors * np.sqrt(np.maximum(values, 0.0))
+
+
+def _mixture_quantiles(weight_G, mean_Gn, std_Gn, levels: tuple[float, ...]) -> np.ndarray:
+    low = np.repeat((mean_Gn - 9 * std_Gn).min(0)[None], len(levels), 0)
+    high = np.repeat((mean_Gn + 9 * std_Gn).max(0)[None], len(levels), 0)
+    target = np.array(levels)[:, None]
+    std_Gn = np.maximum(std_Gn, 1e-300)
+    for _ in range(60):  # halves the bracket below rounding
+        middle = 0.5 * (low + high)
+        below = np.einsum(
+            "g,gqn->qn", weight_G, ndtr((middle[None] - mean_Gn[:, None]) / std_Gn[:, None])
+        )
+        low, high = np.where(below < target, middle, low), np.where(below < target, high, middle)
+    return 0.5 * (low + high)

@@ -1,0 +1,326 @@
+"""From rows of the results table to a study: candidates with A, C and performance per benchmark.
+
+A study never mixes: each quantity has one protocol, each benchmark one unit. Scores are oriented so
+that higher is better (a likelihood A score is negated), and predictions are turned back.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from AC_policy.features import min_max
+from llava import catalog
+from llava.errors import TableError, UsageError, unknown_name
+from llava.log import get_logger
+from llava.results import QUANTITIES, UNITS, ResultsTable, read
+
+logger = get_logger("policy")
+
+A_QUANTITY = {"cosine": "A_cosine", "nll": "A_nll"}
+SCALES = ("candidates", "finetuned")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark of a study: every candidate's scores, and performance where it is known.
+
+    Attributes:
+        benchmark: lmms-eval task.
+        representations: the n candidates that have both scores.
+        scores: [n, 2] A and C, oriented so that higher is better, in base units.
+        performance: [n], oriented, in the benchmark's unit; NaN where not finetuned.
+        stderr: [n] standard errors in the same unit; NaN where none is given.
+        unit: unit of `performance` (fractions are turned into percent).
+        sign: -1 where lower is better, so that `sign * performance` is what was measured.
+    """
+
+    benchmark: str
+    representations: tuple[str, ...]
+    scores: np.ndarray
+    performance: np.ndarray
+    stderr: np.ndarray
+    unit: str
+    sign: int = 1
+
+    @property
+    def finetuned(self) -> np.ndarray:
+        """bool [n]."""
+        return np.isfinite(self.performance)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every candidate is finetuned."""
+        return bool(self.finetuned.all())
+
+    def points(self, scale: str = "candidates") -> np.ndarray:
+        """[n, 2] A and C min-max scaled, over all candidates or over the finetuned ones only."""
+        over = self.scores if scale == "candidates" else self.scores[self.finetuned]
+        return min_max(self.scores, over)
+
+    def known_points(self, scale: str = "candidates") -> tuple[np.ndarray, np.ndarray]:
+        """(points [k, 2], performance [k]) of the finetuned candidates."""
+        return self.points(scale)[self.finetuned], self.performance[self.finetuned]
+
+    def hide(self, keep: Iterable[int]) -> "Task":
+        """The same task when only the candidates `keep` had been finetuned."""
+        shown = np.full(len(self.performance), np.nan)
+        keep = list(keep)
+        shown[keep] = self.performance[keep]
+        return Task(
+            self.benchmark,
+            self.representations,
+            self.scores,
+            shown,
+            self.stderr,
+            self.unit,
+            self.sign,
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """Tasks that share their candidates, with the protocols of every number in them."""
+
+    tasks: dict[str, Task]
+    a: str
+    """`cosine` or `nll`."""
+    protocols: dict[str, list[str]]
+    """Quantity -> its protocol on each benchmark, without repetition."""
+    sources: tuple[str, ...]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Why -> representations that are no candidates."""
+
+    def task(self, name: str) -> Task:
+        """The task of a benchmark, by id or alias; UsageError with the nearest name otherwise."""
+        name = catalog.benchmark_id(name)
+        if name not in self.tasks:
+            shown = [*self.tasks, *(catalog.display_benchmark(b) for b in self.tasks)]
+            raise UsageError(unknown_name("benchmark", name, shown))
+        return self.tasks[name]
+
+    def measured(self, least: int = 1) -> list[Task]:
+        """Tasks with at least `least` finetuned candidates."""
+        return [task for task in self.tasks.values() if task.finetuned.sum() >= least]
+
+
+def load_study(
+    tables: Iterable[str | os.PathLike],
+    a: str = "cosine",
+    protocols: dict[str, str] | None = None,
+    benchmarks: Iterable[str] | None = None,
+) -> Study:
+    """The study that the results tables hold.
+
+    Args:
+        tables: CSV files in the results form.
+        a: which A score the law takes, `cosine` or `nll`.
+        protocols: quantity -> protocol, needed only where the tables hold several.
+        benchmarks: the benchmarks to take, also such that nothing is finetuned on yet; default:
+            those with performance, of the paper's twelve columns only the eight of its law.
+
+    Raises:
+        TableError: no candidate, several protocols or units for one number, constant scores.
+    """
+    if a not in A_QUANTITY:
+        raise UsageError(unknown_name("A score", a, A_QUANTITY))
+    table = read(tables)
+    return study_of(table, a, protocols or {}, benchmarks)
+
+
+def study_of(
+    table: ResultsTable, a: str, protocols: dict[str, str], benchmarks: Iterable[str] | None = None
+) -> Study:
+    """The study that an already read table holds; see `load_study`."""
+    for quantity in protocols:
+        if quantity not in QUANTITIES:
+            raise UsageError(unknown_name("quantity", quantity, QUANTITIES))
+    names = _wanted(table, benchmarks)
+    pivot = _Pivot(table, protocols)
+    c = pivot.shared("C_pck")
+    tasks, left_out = {}, {}
+    for name in names:
+        task, without = _task(pivot, name, A_QUANTITY[a], c)
+        tasks[name] = task
+        for why, rows in without.items():
+            known = left_out.setdefault(why, [])
+            known.extend(row for row in rows if row not in known)
+    for why, rows in left_out.items():
+        shown = ", ".join(rows[:5]) + (", ..." if len(rows) > 5 else "")
+        logger.warning("%d representations are no candidates, they %s: %s", len(rows), why, shown)
+    used = {quantity: sorted(found) for quantity, found in pivot.used.items()}
+    return Study(tasks, a, used, table.sources, left_out)
+
+
+def _wanted(table: ResultsTable, benchmarks: Iterable[str] | None) -> list[str]:
+    """Benchmark ids to take, the paper's eight first and in its order."""
+    found = table.present("benchmark", table.rows_of("quantity", "performance"))
+    known = catalog.benchmarks()
+    if benchmarks is None:
+        if not found:
+            raise TableError(
+                f"{', '.join(table.sources)}: no row of quantity 'performance'; expected at least "
+                f"one finetuned representation per benchmark"
+            )
+        law = [name for name, entry in known.items() if entry.in_law and name in found]
+        return law + [name for name in found if name not in known] or found
+    scored = [
+        name
+        for quantity in A_QUANTITY.values()
+        for name in table.present("benchmark", table.rows_of("quantity", quantity))
+    ]
+    allowed = dict.fromkeys([*found, *scored, *known])
+    wanted = [catalog.benchmark_id(name) for name in benchmarks]
+    for name in wanted:
+        if name not in allowed:
+            shown = [*allowed, *(catalog.display_benchmark(b) for b in allowed)]
+            raise UsageError(unknown_name("benchmark", name, shown))
+    return list(dict.fromkeys(wanted))
+
+
+class _Pivot:
+    """Columns of one quantity on one benchmark over all representations, checked for mixing."""
+
+    def __init__(self, table: ResultsTable, protocols: dict[str, str]):
+        self.table = table
+        self.protocols = protocols
+        self.names = table.names["representation"]
+        self.used: dict[str, set[str]] = {}
+
+    def column(self, quantity: str, benchmark: str) -> "_Column | None":
+        """The numbers of (quantity, benchmark), or None where the table holds none."""
+        table = self.table
+        rows = table.rows_of("quantity", quantity) & table.rows_of("benchmark", benchmark)
+        if quantity in self.protocols:
+            rows &= table.rows_of("protocol", self.protocols[quantity])
+        if not rows.any():
+            return None
+        self._one_protocol(quantity, benchmark, rows)
+        factor, unit = self._one_unit(quantity, benchmark, rows)
+        higher = np.unique(table.higher_is_better[rows])
+        if len(higher) > 1:
+            raise TableError(
+                f"{quantity} on {benchmark}: some rows say higher is better, others lower; "
+                f"make higher_is_better the same in all of them"
+            )
+        sign = 1 if higher[0] else -1
+        value, stderr = (np.full(len(self.names), np.nan) for _ in range(2))
+        where = table.codes["representation"][rows]
+        value[where] = sign * table.value[rows] * factor[rows]
+        stderr[where] = table.stderr[rows] * factor[rows]
+        return _Column(value, stderr, unit, sign)
+
+    def shared(self, quantity: str) -> "_Column":
+        """The one column of a quantity that does not depend on the benchmark (C)."""
+        found = self._benchmarks_of(quantity)
+        if not found:
+            raise TableError(self._no_rows(quantity))
+        if len(found) > 1:
+            raise TableError(
+                f"{quantity} was measured on {' and '.join(found)}; "
+                f"the law takes one: pass --protocol {quantity}=NAME or remove the other rows"
+            )
+        return self.column(quantity, found[0])
+
+    def alignment(self, quantity: str, benchmark: str) -> "_Column":
+        """A on the benchmark's own images, else the one A that belongs to no benchmark."""
+        own = self.column(quantity, benchmark)
+        if own is not None:
+            return own
+        performance = self.table.rows_of("quantity", "performance")
+        scored = set(self.table.present("benchmark", performance))
+        general = [name for name in self._benchmarks_of(quantity) if name not in scored]
+        if len(general) == 1:
+            return self.column(quantity, general[0])
+        raise TableError(f"{benchmark}: {self._no_rows(quantity)}")
+
+    def _benchmarks_of(self, quantity: str) -> list[str]:
+        rows = self.table.rows_of("quantity", quantity)
+        if quantity in self.protocols:
+            rows &= self.table.rows_of("protocol", self.protocols[quantity])
+        return self.table.present("benchmark", rows)
+
+    def _no_rows(self, quantity: str) -> str:
+        protocol = self.protocols.get(quantity)
+        held = self.table.present("protocol", self.table.rows_of("quantity", quantity))
+        if protocol is not None and held:
+            return unknown_name(f"protocol of {quantity}", protocol, held)
+        meaning = QUANTITIES[quantity][0]
+        return f"no row of quantity '{quantity}' ({meaning}) in {', '.join(self.table.sources)}"
+
+    def _one_protocol(self, quantity: str, benchmark: str, rows: np.ndarray) -> None:
+        found = self.table.present("protocol", rows)
+        if len(found) > 1:
+            shown = " and ".join(f"'{name}'" for name in found)
+            raise TableError(
+                f"{quantity} on {benchmark} has rows of protocols {shown}; numbers of different "
+                f"protocols do not compare: pass --protocol {quantity}={found[0] or 'NAME'}"
+            )
+        self.used.setdefault(quantity, set()).update(found)
+
+    def _one_unit(self, quantity: str, benchmark: str, rows: np.ndarray):
+        """(factor of every row [R], unit): ratios become percent for performance, else fraction."""
+        units = self.table.present("unit", rows)
+        dimensions = {UNITS[unit][0] for unit in units}
+        if len(dimensions) > 1:
+            raise TableError(
+                f"{quantity} on {benchmark} has units {' and '.join(units)}, which do not convert "
+                f"into each other; give every row the same unit"
+            )
+        wanted = units[0]
+        if dimensions == {"ratio"}:
+            wanted = "percent" if quantity == "performance" else "fraction"
+        sizes = np.array([UNITS[name][1] for name in self.table.names["unit"]])
+        return sizes[self.table.codes["unit"]] / UNITS[wanted][1], wanted
+
+
+@dataclass(frozen=True)
+class _Column:
+    value: np.ndarray
+    stderr: np.ndarray
+    unit: str
+    sign: int
+
+
+def _task(pivot: _Pivot, benchmark: str, a_quantity: str, c: _Column):
+    """(task, why -> representations left out); raises TableError where no law can be fitted."""
+    a = pivot.alignment(a_quantity, benchmark)
+    performance = pivot.column("performance", benchmark)
+    if performance is None:
+        unknown = np.full(len(pivot.names), np.nan)
+        performance = _Column(unknown, unknown, "percent", 1)
+    has_a, has_c = np.isfinite(a.value), np.isfinite(c.value)
+    has_y = np.isfinite(performance.value)
+    names = np.array(pivot.names, dtype=object)
+    left_out = {
+        why: list(names[rows])
+        for why, rows in (
+            (f"have no {a_quantity}", ~has_a & (has_y | has_c)),
+            ("have no C_pck", ~has_c & (has_y | has_a)),
+        )
+        if rows.any()
+    }
+    keep = has_a & has_c
+    if keep.sum() < 2:
+        raise TableError(
+            f"{benchmark}: {keep.sum()} representation(s) have both {a_quantity} and C_pck; a law "
+            f"needs at least 2"
+        )
+    scores = np.stack([a.value[keep], c.value[keep]], 1)
+    for name, column in ((a_quantity, scores[:, 0]), ("C_pck", scores[:, 1])):
+        if np.ptp(column) == 0:
+            raise TableError(
+                f"{benchmark}: {name} is {abs(column[0]):g} for all {len(column)} candidates; "
+                f"a law needs scores that differ"
+            )
+    task = Task(
+        benchmark,
+        tuple(names[keep]),
+        scores,
+        performance.value[keep],
+        performance.stderr[keep],
+        performance.unit,
+        performance.sign,
+    )
+    return task, left_out

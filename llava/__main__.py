@@ -1,0 +1,71 @@
+"""The `law` command: a table of commands, each imported only when it is called."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+from llava import __version__
+from llava.errors import LawError, unknown_name
+
+
+@dataclass(frozen=True)
+class Command:
+    """One `law` command: `module` has a function `main(argv) -> None`."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "run": Command("llava.sweep.run", "run the steps of a YAML file, e.g. configs/quickstart.yaml"),
+    "policy": Command(
+        "AC_policy.cli", "which representation to finetune next: fit, backtest, recommend"
+    ),
+    "report": Command("AC_policy.report", "one HTML file: the law, the ranking, how sure it is"),
+    "doctor": Command("llava.doctor", "check this installation and say what to mend"),
+}
+
+
+def usage() -> str:
+    """The help text of `law`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: law COMMAND [options]",
+            "",
+            "Which vision representation should a multimodal LLM take?",
+            "",
+            *lines,
+            "",
+            "`law COMMAND --help` shows a command's options; `law --version` the version.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command; exit code 2 for bad usage, 1 for failed work."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        sys.exit(0 if argv else 2)
+    if argv[0] == "--version":
+        print(f"law {__version__}")
+        return
+    try:
+        if argv[0] not in COMMANDS:
+            print(f"law: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
+            sys.exit(2)
+        importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:])
+    except LawError as error:
+        print(f"law: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("law: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `law ... | head` closes the pipe; what was asked for is out
+        sys.stderr.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# bash run.sh                install, then run configs/quickstart.yaml
+# bash run.sh install        only install
+# bash run.sh test [--fast]  install, lint, test; --fast leaves out the slow tests
+#
+# Installs into the active virtual or conda environment, else into .venv beside this file.
+# PYTHON=python3.12 chooses the interpreter that .venv is made with.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
+
+find_python() {
+  local name
+  for name in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$name"
+      return
+    fi
+  done
+  echo "run.sh: Python 3.11 or newer is needed and was not found; set PYTHON=/path/to/python3.11" >&2
+  exit 1
+}
+
+enter_environment() {
+  local found
+  if [ -n "${VIRTUAL_ENV:-}" ]; then
+    python="$VIRTUAL_ENV/bin/python"
+  elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
+    python="$CONDA_PREFIX/bin/python"
+  else
+    found=$(find_python)
+    [ -x .venv/bin/python ] || "$found" -m venv .venv
+    python="$PWD/.venv/bin/python"
+  fi
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "run.sh: $python is $("$python" -V); Python 3.11 or newer is needed" >&2
+    exit 1
+  }
+  export PATH="$(dirname "$python"):$PATH"
+}
+
+# The stamp makes a second call start at once: it holds what was installed and from where.
+install_package() {
+  local extras="$1" stamp want
+  stamp="$("$python" -c 'import sys; print(sys.prefix)')/.law-of-vision-$extras"
+  want="$PWD $(cksum < pyproject.toml)"
+  if [ "${2:-}" != always ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
+    return
+  fi
+  "$python" -m pip install --quiet --upgrade "pip>=24"
+  if [ "$extras" = base ]; then
+    "$python" -m pip install --quiet -e .
+  else
+    "$python" -m pip install --quiet -e ".[$extras]"
+  fi
+  echo "$want" > "$stamp"
+}
+
+run_tests() {
+  local selection=()
+  [ "${1:-}" = --fast ] && selection=(-m "not slow and not gpu")
+  [ "${1:-}" = "" ] && selection=(-m "not gpu")
+  [ ${#selection[@]} -gt 0 ] || usage
+  install_package dev
+  "$python" -m ruff check .
+  "$python" -m ruff format --check .
+  # Neither tests nor what they start may reach a hub, and one thread keeps their timing steady.
+  HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg \
+    "$python" -m pytest "${selection[@]}"
+}
+
+case "${1:-}" in
+  "") enter_environment; install_package base; exec law run configs/quickstart.yaml ;;
+  install) enter_environment; install_package base always; law doctor ;;
+  test) enter_environment; run_tests "${2:-}" ;;
+  *) usage ;;
+esac
