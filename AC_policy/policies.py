@@ -4,14 +4,14 @@ A replay holds, for every number k of runs from 0 to n, the rankings that the po
 that have finetuned the same set share their ranking, so each set is fitted once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from AC_policy.features import min_max, polynomial
 from AC_policy.law import rank_tolerance
-from AC_policy.posterior import RUN_NOISE, SCALE_RANGE, posterior
+from AC_policy.posterior import RUN_NOISE, SCALE_RANGE, Posterior, posterior
 from AC_policy.prior import JITTER, RIDGE, learn_prior
 from AC_policy.regions import sample_orders
 from AC_policy.study import Task
@@ -105,24 +105,33 @@ def replay_bayes(task: Task, others: Sequence[Task], setting: Setting) -> Replay
             "bayes ranks before anything is finetuned, so it scales A and C over the candidates; "
             "drop --scale finetuned or take --policy paper"
         )
-    options = setting.bayes
-    prior = learn_prior(others, setting.scale, options.ridge, options.jitter, options.noise)
-    points, n = task.points(), len(task.performance)
-    order, steps, regrets, stopped = [], [], [], None
-    for k in range(n + 1):
-        shown = task.hide(order).performance
-        state = posterior(points, shown, prior, options.run_noise, options.scale_range)
+    options, n = setting.bayes, len(task.performance)
+    steps, regrets, stopped = [], [], None
+    for order, state in bayes_states(task, others, options, n):
         steps.append(Step(state.mean[None], np.zeros(1, np.int64)))
         odds = state.simulate(options.draws, np.random.default_rng(setting.seed))
         regrets.append(odds.regret)
-        if stopped is None and may_stop(state.scaled, k == n, odds.regret, options.tolerance):
-            stopped = k
-        if k < n:
-            order.append(propose(state, options.beta))
+        if stopped is None and may_stop(state, odds.regret, options.tolerance):
+            stopped = len(order)
     return Replay(np.array([order]), steps, stopped=stopped, regret=np.array(regrets))
 
 
-def propose(state, beta: float | None = None) -> int | None:
+def bayes_states(
+    task: Task, others: Sequence[Task], options: BayesOptions, runs: int
+) -> Iterator[tuple[list[int], Posterior]]:
+    """(candidates finetuned so far, posterior) after 0 to `runs` runs that `bayes` proposes."""
+    prior = learn_prior(others, "candidates", options.ridge, options.jitter, options.noise)
+    points, order = task.points(), []
+    for _ in range(runs + 1):
+        shown = task.hide(order).performance
+        state = posterior(points, shown, prior, options.run_noise, options.scale_range)
+        yield list(order), state
+        following = propose(state, options.beta)
+        if following is not None:
+            order.append(following)
+
+
+def propose(state: Posterior, beta: float | None = None) -> int | None:
     """The candidate to finetune next, None where all are."""
     if state.finetuned.all():
         return None
@@ -130,9 +139,9 @@ def propose(state, beta: float | None = None) -> int | None:
     return int(np.argmax(np.where(state.finetuned, -np.inf, merit)))
 
 
-def may_stop(scaled: bool, finished: bool, regret: float, tolerance: float) -> bool:
+def may_stop(state: Posterior, regret: float, tolerance: float) -> bool:
     """Stop when all are finetuned, or two runs fixed the scale and the rest promises too little."""
-    return finished or (scaled and regret <= tolerance)
+    return bool(state.finetuned.all() or (state.scaled and regret <= tolerance))
 
 
 REPLAYS: dict[str, Callable[[Task, Sequence[Task], Setting], Replay]] = {

@@ -175,7 +175,8 @@ def posterior(
     scale_G = np.ptp(y[known]) * np.geomspace(*scale_range, SCALE_POINTS)
     noise = prior.noise + run_noise**2
     weight_G = _scale_weights(x[known], y[known], prior, noise, scale_G)
-    fixed_P, per_scale_P, cov_PP = _coefficients(x[known], y[known], prior, noise)
+    cov_PP, fixed_P, gain_Pk = _coefficients(x[known], prior, noise)
+    per_scale_P = gain_Pk @ y[known]
 
     # A run keeps its measured value, f_i = y_i / s - off / s; the others follow the law.
     map_nP = np.where(known[:, None], -np.eye(1, 7), np.insert(x, 0, 0.0, 1))
@@ -197,27 +198,66 @@ def posterior(
     )
 
 
-def _scale_weights(x, y, prior: Prior, noise: float, scale_G: np.ndarray) -> np.ndarray:
-    """[G] posterior of the scale: p(y | s) with offset and coefficients integrated out."""
-    k = len(y)
+def left_out(
+    points: np.ndarray,
+    y: np.ndarray,
+    prior: Prior,
+    run_noise: float = RUN_NOISE,
+    scale_range: tuple[float, float] = SCALE_RANGE,
+) -> np.ndarray:
+    """[D, k] performance predicted for each of k finetuned representations from the others.
+
+    Args:
+        points: [k, 2] min-max A and C of the finetuned.
+        y: [D, k] performances, one set (or shuffle) a row. Where those left do not differ, their
+            mean is predicted.
+        prior, run_noise, scale_range: as in `posterior`.
+    """
+    x, noise = design(points), prior.noise + run_noise**2
+    predicted = np.empty_like(y)
+    for row in range(len(x)):
+        rest = np.arange(len(x)) != row
+        known = y[:, rest]
+        spread = np.ptp(known, axis=1)
+        scale_DG = np.where(spread > 0, spread, 1.0)[:, None] * np.geomspace(
+            *scale_range, SCALE_POINTS
+        )
+        weight_DG = _scale_weights(x[rest], known, prior, noise, scale_DG)
+        _, fixed_P, gain_Pk = _coefficients(x[rest], prior, noise)
+        level_P = np.insert(x[row], 0, 1.0)
+        mean_scale = (weight_DG * scale_DG).sum(1)
+        by_law = mean_scale * (level_P @ fixed_P) + known @ (gain_Pk.T @ level_P)
+        predicted[:, row] = np.where(spread > 0, by_law, known.mean(1))
+    return predicted
+
+
+def _scale_weights(x, y, prior: Prior, noise: float, scale: np.ndarray) -> np.ndarray:
+    """[..., G] posterior of the scales [..., G]: p(y | s) without offset and coefficients.
+
+    y [..., k]. The misfit of y / s is a quadratic in 1 / s, so it costs three numbers per y.
+    """
+    k = y.shape[-1]
     precision = np.linalg.inv(x @ prior.cov @ x.T + noise * np.eye(k))
     ones = precision.sum(1)
     precision -= np.outer(ones, ones) / ones.sum()  # the flat offset takes one direction out
-    residual_Gk = y / scale_G[:, None] - x @ prior.mean
-    misfit_G = np.einsum("gi,ij,gj->g", residual_Gk, precision, residual_Gk)
-    log_G = -0.5 * misfit_G - (k - 1) * np.log(scale_G)
-    weight_G = np.exp(log_G - log_G.max())
-    return weight_G / weight_G.sum()
+    centred = y - y.mean(-1, keepdims=True)
+    expected = x @ prior.mean
+    square = np.einsum("...i,ij,...j->...", centred, precision, centred)[..., None]
+    cross = (centred @ (precision @ expected))[..., None]
+    misfit = square / scale**2 - 2 * cross / scale
+    log = -0.5 * misfit - (k - 1) * np.log(scale)
+    weight = np.exp(log - log.max(-1, keepdims=True))
+    return weight / weight.sum(-1, keepdims=True)
 
 
-def _coefficients(x, y, prior: Prior, noise: float):
-    """Posterior of (off / s, w) given s: mean = fixed [P] + per_scale [P] / s, cov [P, P]."""
-    inputs = np.concatenate([np.ones((len(x), 1)), x], 1)
+def _coefficients(x: np.ndarray, prior: Prior, noise: float):
+    """Posterior of (off / s, w) [P] given s: covariance, and mean = fixed + gain @ y / s."""
+    inputs = np.insert(x, 0, 1.0, 1)
     prior_precision = np.zeros((inputs.shape[1],) * 2)
     prior_precision[1:, 1:] = np.linalg.inv(prior.cov)
     cov = np.linalg.inv(inputs.T @ inputs / noise + prior_precision)
-    pull = prior_precision @ np.concatenate([[0.0], prior.mean])
-    return cov @ pull, cov @ (inputs.T @ y) / noise, cov
+    fixed = cov @ prior_precision @ np.insert(prior.mean, 0, 0.0)
+    return cov, fixed, cov @ inputs.T / noise
 
 
 def _root(cov: np.ndarray) -> np.ndarray:

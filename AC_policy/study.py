@@ -109,34 +109,36 @@ def load_study(
     tables: Iterable[str | os.PathLike],
     a: str = "cosine",
     protocols: dict[str, str] | None = None,
-    benchmarks: Iterable[str] | None = None,
+    also: Iterable[str] = (),
 ) -> Study:
     """The study that the results tables hold.
+
+    Its benchmarks are those with performance; of the paper's twelve columns the eight of its law.
 
     Args:
         tables: CSV files in the results form.
         a: which A score the law takes, `cosine` or `nll`.
         protocols: quantity -> protocol, needed only where the tables hold several.
-        benchmarks: the benchmarks to take, also such that nothing is finetuned on yet; default:
-            those with performance, of the paper's twelve columns only the eight of its law.
+        also: benchmarks to take beside them, such as one that nothing is finetuned for yet.
 
     Raises:
         TableError: no candidate, several protocols or units for one number, constant scores.
+        UsageError: unknown A score, quantity or benchmark.
     """
     if a not in A_QUANTITY:
         raise UsageError(unknown_name("A score", a, A_QUANTITY))
     table = read(tables)
-    return study_of(table, a, protocols or {}, benchmarks)
+    return study_of(table, a, protocols or {}, also)
 
 
 def study_of(
-    table: ResultsTable, a: str, protocols: dict[str, str], benchmarks: Iterable[str] | None = None
+    table: ResultsTable, a: str, protocols: dict[str, str], also: Iterable[str] = ()
 ) -> Study:
     """The study that an already read table holds; see `load_study`."""
     for quantity in protocols:
         if quantity not in QUANTITIES:
             raise UsageError(unknown_name("quantity", quantity, QUANTITIES))
-    names = _wanted(table, benchmarks)
+    names = _wanted(table, also)
     pivot = _Pivot(table, protocols)
     c = pivot.shared("C_pck")
     tasks, left_out = {}, {}
@@ -153,30 +155,29 @@ def study_of(
     return Study(tasks, a, used, table.sources, left_out)
 
 
-def _wanted(table: ResultsTable, benchmarks: Iterable[str] | None) -> list[str]:
+def _wanted(table: ResultsTable, also: Iterable[str]) -> list[str]:
     """Benchmark ids to take, the paper's eight first and in its order."""
     found = table.present("benchmark", table.rows_of("quantity", "performance"))
     known = catalog.benchmarks()
-    if benchmarks is None:
-        if not found:
-            raise TableError(
-                f"{', '.join(table.sources)}: no row of quantity 'performance'; expected at least "
-                f"one finetuned representation per benchmark"
-            )
-        law = [name for name, entry in known.items() if entry.in_law and name in found]
-        return law + [name for name in found if name not in known] or found
+    law = [name for name, entry in known.items() if entry.in_law and name in found]
+    wanted = law + [name for name in found if name not in known] or found
+    also = [catalog.benchmark_id(name) for name in also]
+    if not wanted and not also:
+        raise TableError(
+            f"{', '.join(table.sources)}: no row of quantity 'performance'; expected at least one "
+            f"finetuned representation per benchmark"
+        )
     scored = [
         name
         for quantity in A_QUANTITY.values()
         for name in table.present("benchmark", table.rows_of("quantity", quantity))
     ]
     allowed = dict.fromkeys([*found, *scored, *known])
-    wanted = [catalog.benchmark_id(name) for name in benchmarks]
-    for name in wanted:
+    for name in also:
         if name not in allowed:
-            shown = [*allowed, *(catalog.display_benchmark(b) for b in allowed)]
+            shown = [*allowed, *(catalog.display_benchmark(entry) for entry in allowed)]
             raise UsageError(unknown_name("benchmark", name, shown))
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys([*wanted, *also]))
 
 
 class _Pivot:

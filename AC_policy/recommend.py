@@ -1,0 +1,215 @@
+"""What to finetune next, when to stop and how sure that is, from a study's scores and runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from AC_policy.costs import Savings, savings
+from AC_policy.paper import paper_study
+from AC_policy.policies import BayesOptions, bayes_states, may_stop, propose
+from AC_policy.posterior import posterior
+from AC_policy.prior import learn_prior
+from AC_policy.study import Study, Task
+from AC_policy.trust import Trust, judge
+from llava.errors import UsageError
+
+INTERVAL = (0.1, 0.9)
+"""Quantiles of the interval shown with every prediction."""
+TOP = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row of the ranking; `low` and `high` bound an 80 % interval, None where unknown."""
+
+    representation: str
+    rank: int
+    finetuned: bool
+    measured: float | None
+    predicted: float | None
+    low: float | None
+    high: float | None
+    p_best: float
+    p_top3: float
+    a: float
+    c: float
+
+
+@dataclass(frozen=True)
+class ReplayStep:
+    """What the policy would have said after `k` runs."""
+
+    k: int
+    finetuned: str | None
+    """The run just made."""
+    held: str | None
+    p_best_held: float | None
+    expected_regret: float | None
+    true_regret: float | None
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer of `law policy recommend` for one benchmark."""
+
+    benchmark: str
+    unit: str
+    k: int
+    n: int
+    trust: Trust
+    ranking: list[Candidate] | None
+    """None where the law fails and a ranking was not asked for all the same."""
+    next: str | None
+    """Representation to finetune next; None where to stop or where nothing is ranked."""
+    stop: bool
+    take: str | None
+    """The best representation finetuned so far."""
+    take_ties: list[str]
+    """Other finetuned ones within run-to-run noise of it."""
+    expected_regret: float | None
+    """Of stopping now, as a fraction of the range that the candidates' performances span."""
+    tolerance: float
+    savings: Savings
+    prior_from: tuple[str, ...]
+    scale: str
+    protocols: dict[str, list[str]]
+    replay: list[ReplayStep] | None
+
+
+def recommend(
+    study: Study,
+    benchmark: str,
+    paper: str = "prior",
+    options: BayesOptions | None = None,
+    scale: str = "candidates",
+    cost: str = "paper",
+    rank_anyway: bool = False,
+    replay: bool = False,
+    seed: int = 0,
+) -> Recommendation:
+    """Recommends on one benchmark of a study.
+
+    Args:
+        paper: `prior` lends the paper's benchmarks to the prior; `off` and `join` (the paper's
+            rows are in the study already) do not.
+        options: constants of `bayes`, the tolerance of its stopping rule among them.
+        scale: A and C min-max over all `candidates` or over the `finetuned` rows.
+        cost: name of a cost model.
+        rank_anyway: rank also where the law fails its test on this study.
+        replay: add what the policy would have said run by run, where all are finetuned.
+
+    Raises:
+        UsageError: unknown benchmark or cost model, `replay` on an unfinished benchmark.
+        TableError: too few finished benchmarks to learn a prior from.
+    """
+    options = options or BayesOptions()
+    task = study.task(benchmark)
+    own = [other for other in study.tasks.values() if other is not task]
+    lent = list(paper_study().tasks.values()) if paper == "prior" else []
+    if replay and not task.finished:
+        raise UsageError(
+            f"{task.benchmark}: --replay needs every candidate finetuned; "
+            f"{int(task.finetuned.sum())} of {len(task.performance)} are"
+        )
+    k, n = int(task.finetuned.sum()), len(task.performance)
+    if scale == "finetuned" and k < 2:
+        raise UsageError(f"--scale finetuned needs 2 finetuned rows; {task.benchmark} has {k}")
+    trust = judge(task, own, lent, options, scale, seed)
+    prior = learn_prior([*own, *lent], scale, options.ridge, options.jitter, options.noise)
+    state = posterior(
+        task.points(scale), task.performance, prior, options.run_noise, options.scale_range
+    )
+    odds = state.simulate(options.draws, np.random.default_rng(seed), TOP)
+    held = state.incumbent()
+    ranked = trust.verdict != "fails" or rank_anyway
+    stop = may_stop(state, odds.regret, options.tolerance) if ranked else task.finished
+    following = propose(state, options.beta) if ranked and not stop else None
+    names = task.representations
+    return Recommendation(
+        benchmark=task.benchmark,
+        unit=task.unit,
+        k=k,
+        n=n,
+        trust=trust,
+        ranking=_ranking(task, state, odds) if ranked else None,
+        next=None if following is None else names[following],
+        stop=stop,
+        take=None if held is None else names[held],
+        take_ties=_ties(task, held, options.run_noise),
+        expected_regret=odds.regret if ranked and k else None,
+        tolerance=options.tolerance,
+        savings=savings(cost, n, k),
+        prior_from=prior.benchmarks,
+        scale=scale,
+        protocols=study.protocols,
+        replay=_replay(task, [*own, *lent], options, seed) if replay else None,
+    )
+
+
+def _ranking(task: Task, state, odds) -> list[Candidate]:
+    predicted = low = high = np.full(len(task.performance), np.nan)
+    if state.scaled:
+        predicted, _ = state.performance()
+        low, high = state.performance_quantiles(INTERVAL)
+        if task.sign < 0:
+            low, high = high, low
+    order = np.argsort(-state.mean, kind="stable")
+    return [
+        Candidate(
+            representation=task.representations[i],
+            rank=rank,
+            finetuned=bool(task.finetuned[i]),
+            measured=_number(task.sign * task.performance[i]),
+            predicted=_number(task.sign * predicted[i]),
+            low=_number(task.sign * low[i]),
+            high=_number(task.sign * high[i]),
+            p_best=float(odds.best[i]),
+            p_top3=float(odds.among_top[i]),
+            a=float(abs(task.scores[i, 0])),
+            c=float(abs(task.scores[i, 1])),
+        )
+        for rank, i in enumerate(order, 1)
+    ]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _ties(task: Task, held: int | None, run_noise: float) -> list[str]:
+    """Finetuned candidates that a rerun might well put before the one held."""
+    if held is None:
+        return []
+    known = task.performance[task.finetuned]
+    behind = task.performance[held] - task.performance
+    close = (behind <= run_noise * np.ptp(known)) & task.finetuned
+    return [task.representations[i] for i in np.flatnonzero(close) if i != held]
+
+
+def _replay(
+    task: Task, others: Sequence[Task], options: BayesOptions, seed: int
+) -> list[ReplayStep]:
+    """Steps up to the first at which the policy stops."""
+    regret_of = (task.performance.max() - task.performance) / np.ptp(task.performance)
+    steps = []
+    for order, state in bayes_states(task, others, options, len(task.performance)):
+        odds = state.simulate(options.draws, np.random.default_rng(seed), TOP)
+        held = state.incumbent()
+        stop = may_stop(state, odds.regret, options.tolerance)
+        names = task.representations
+        steps.append(
+            ReplayStep(
+                k=len(order),
+                finetuned=names[order[-1]] if order else None,
+                held=None if held is None else names[held],
+                p_best_held=None if held is None else float(odds.best[held]),
+                expected_regret=_number(odds.regret),
+                true_regret=None if held is None else float(regret_of[held]),
+                stop=stop,
+            )
+        )
+        if stop:
+            break
+    return steps
