@@ -102,7 +102,7 @@ def _add_constants(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _study(arguments: argparse.Namespace, benchmarks: list[str] | None = None):
+def _study(arguments: argparse.Namespace, also: Sequence[str] = ()):
     """The study that the flags select."""
     from AC_policy.paper import LAW_TABLES
     from AC_policy.study import load_study
@@ -112,9 +112,7 @@ def _study(arguments: argparse.Namespace, benchmarks: list[str] | None = None):
     tables = list(arguments.table or [])
     if not tables or arguments.paper == "join":
         tables += LAW_TABLES
-    if benchmarks is not None and not arguments.table:
-        benchmarks = None  # the paper's table is a whole study: all of it teaches the prior
-    return load_study(tables, arguments.a, _protocols(arguments.protocol), benchmarks)
+    return load_study(tables, arguments.a, _protocols(arguments.protocol), also)
 
 
 def _protocols(given: Iterable[str]) -> dict[str, str]:
@@ -214,7 +212,7 @@ def _print_table1(answer: dict) -> None:
     rows = [
         [entry["display"], str(table1["finetunings"]), *_percent(*list(table1.values())[1:])]
         for entry in answer["benchmarks"].values()
-        if (table1 := entry.get("table1"))
+        if answer["policy"] == "paper" and (table1 := entry.get("table1"))
     ]
     if answer["random_row"]:
         row = answer["random_row"]
@@ -237,7 +235,7 @@ def _recommend(arguments: argparse.Namespace) -> None:
     options = _options(arguments)
     if not 0 <= options.tolerance < 1:
         raise UsageError(f"--tolerance is {options.tolerance}; expected a fraction, 0 to 1")
-    study = _recommend_study(arguments)
+    study = _study(arguments, [arguments.benchmark])
     answer = recommend(
         study,
         arguments.benchmark,
@@ -255,16 +253,6 @@ def _recommend(arguments: argparse.Namespace) -> None:
     )
     if arguments.json:
         write_json(arguments.json, dataclasses.asdict(answer))
-
-
-def _recommend_study(arguments: argparse.Namespace):
-    """All benchmarks with performance, and the one asked for even where it has none yet."""
-    if not arguments.table:
-        return _study(arguments)
-    from AC_policy.study import measured_benchmarks
-
-    found = measured_benchmarks(arguments.table)
-    return _study(arguments, [*found, arguments.benchmark])
 
 
 def print_recommendation(answer) -> None:
@@ -309,8 +297,9 @@ def print_recommendation(answer) -> None:
         )
     cost = answer.savings
     print(
-        f"GPU hours      {cost.spent:,.0f} of {cost.all:,.0f} spent, {cost.saved:,.0f} not; "
-        f"the next run costs {cost.next:,.0f} ({cost.note})\n"
+        f"GPU hours      {cost.spent:,.0f} of {cost.all:,.0f} spent, {cost.saved:,.0f} not"
+        + (f"; the next run costs {cost.next:,.0f}" if answer.next else "")
+        + f" ({cost.note})\n"
     )
     for step in answer.replay or []:
         print(
