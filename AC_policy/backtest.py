@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from AC_policy import metrics
+from AC_policy.calibration import GAUSSIAN, bounds_from, replayed_errors
 from AC_policy.features import min_max
-from AC_policy.policies import REPLAYS, Replay, Setting
-from AC_policy.prior import learn_prior
+from AC_policy.noise import tie_band
+from AC_policy.policies import REPLAYS, BayesOptions, Replay, Setting
+from AC_policy.prior import MIN_BENCHMARKS, learn_prior
 from AC_policy.study import Study, Task
 from llava import catalog
 from llava.errors import TableError, UsageError, unknown_name
@@ -44,6 +46,8 @@ class BenchmarkBacktest:
         largest_regret: [n + 1] over trials, of the best of the top 3.
         stopped: (runs, regret of what is held then) where the policy stops by itself.
         order: the order of finetuning, where there is one trial.
+        expected_regret: [n + 1] what the stopping rule compares, where there is one.
+        noise_band: fraction of the range inside which results tie.
     """
 
     best: str
@@ -52,6 +56,7 @@ class BenchmarkBacktest:
     stopped: tuple[int, float] | None
     order: list[str] | None
     expected_regret: np.ndarray | None
+    noise_band: float
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,12 @@ class Backtest:
 
     policy: str
     setting: Setting
-    noise_band: float
     benchmarks: dict[str, BenchmarkBacktest]
     baselines: dict[str, dict[str, dict[str, float]]]
     """Ranking without finetuning -> benchmark -> recall_at_3, regret_top3, weighted_tau."""
+    coverage: dict[int, tuple[float, float]] | None
+    """Runs k -> share of the not yet finetuned inside their 80 % interval: calibrated on the other
+    benchmarks as in use, and Gaussian as the model has it. Only `bayes` gives intervals."""
 
     def mean(self, curve: str) -> np.ndarray:
         """Mean over benchmarks [shortest n + 1]."""
@@ -76,11 +83,18 @@ def backtest(
     study: Study,
     policy: str,
     setting: Setting | None = None,
-    noise_band: float = metrics.NOISE_BAND,
+    noise_band: float | None = None,
 ) -> Backtest:
     """Replays `policy` (`paper`, `bayes` or `random`) on every benchmark that is finished.
 
     For `bayes` each benchmark's prior comes from the others of the study, never from itself.
+
+    Args:
+        study: its finished benchmarks are replayed.
+        policy: `paper`, `bayes` or `random`.
+        setting: trials, seed, scale, and the constants of `bayes`.
+        noise_band: fraction of the range inside which results tie; default: the noise of each
+            benchmark's best result, see `tie_band`.
 
     Raises:
         UsageError: unknown policy.
@@ -95,8 +109,10 @@ def backtest(
     found = {}
     for task in tasks:
         others = [other for other in tasks if other is not task]
-        found[task.benchmark] = _score(task, REPLAYS[policy](task, others, setting), noise_band)
-    return Backtest(policy, setting, noise_band, found, baselines(tasks))
+        band = tie_band(task) if noise_band is None else noise_band
+        found[task.benchmark] = _score(task, REPLAYS[policy](task, others, setting), band)
+    covered = _coverage(tasks, setting.bayes) if policy == "bayes" else None
+    return Backtest(policy, setting, found, baselines(tasks), covered)
 
 
 def finished_tasks(study: Study) -> list[Task]:
@@ -157,7 +173,27 @@ def _score(task: Task, replay: Replay, noise_band: float) -> BenchmarkBacktest:
         stopped=stopped,
         order=[task.representations[i] for i in replay.orders[0]] if trials == 1 else None,
         expected_regret=replay.regret,
+        noise_band=noise_band,
     )
+
+
+def _coverage(tasks: list[Task], options: BayesOptions) -> dict[int, tuple[float, float]] | None:
+    """Coverage of 80 % intervals whose bounds never saw the benchmark they are judged on."""
+    if len(tasks) < MIN_BENCHMARKS + 2:
+        return None
+    longest = max(task.last_open for task in tasks)
+    inside: dict[int, list[tuple[float, float]]] = {}
+    for task in tasks:
+        others = [other for other in tasks if other is not task]
+        learned = replayed_errors(others, options, longest)
+        mine = replayed_errors(tasks, options, task.last_open, only=task)
+        for k, (errors,) in mine.items():
+            shares = [
+                float(((errors >= bounds.low) & (errors <= bounds.high)).mean())
+                for bounds in (bounds_from(learned.get(k, [])), GAUSSIAN)
+            ]
+            inside.setdefault(k, []).append(tuple(shares))
+    return {k: tuple(np.mean(shares, 0).tolist()) for k, shares in sorted(inside.items())}
 
 
 def baselines(tasks: Iterable[Task]) -> dict[str, dict[str, dict[str, float]]]:
@@ -206,6 +242,7 @@ def to_json(result: Backtest, study: Study) -> dict:
             "stopped": entry.stopped
             and {"finetunings": entry.stopped[0], "regret": entry.stopped[1]},
             "order": entry.order,
+            "noise_band": entry.noise_band,
         }
         if name in published:
             k = int(published[name][0])
@@ -223,13 +260,18 @@ def to_json(result: Backtest, study: Study) -> dict:
         "scale": result.setting.scale,
         "trials": 1 if result.policy == "bayes" else result.setting.trials,
         "seed": result.setting.seed,
-        "noise_band": result.noise_band,
         "constants": vars(result.setting.bayes) if result.policy == "bayes" else None,
         "benchmarks": benchmarks,
         "mean": {"k": list(range(len(mean["first_hit"]))), **mean},
         "baselines": {
             name: {"benchmarks": rows, "mean": _mean_rows(rows.values())}
             for name, rows in result.baselines.items()
+        },
+        "coverage_80": result.coverage
+        and {
+            "k": list(result.coverage),
+            "calibrated": [calibrated for calibrated, _ in result.coverage.values()],
+            "gaussian": [gaussian for _, gaussian in result.coverage.values()],
         },
         "random_row": _random_row(result, published),
     }

@@ -28,12 +28,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     fit = commands.add_parser("fit", help="R² of A and C, left-out and under permutation")
-    _add_study(fit, paper=("join", "off"))
+    add_study(fit, paper=("join", "off"))
     fit.add_argument("--draws", type=int, default=1000, help="shuffles behind each null")
     fit.set_defaults(run=_fit)
 
     backtest = commands.add_parser("backtest", help="replay a policy where the truth is known")
-    _add_study(backtest, paper=("join", "off"))
+    add_study(backtest, paper=("join", "off"))
     backtest.add_argument("--policy", required=True, help="paper, bayes or random")
     backtest.add_argument("--trials", type=int, default=1000, help="runs of a random policy")
     backtest.add_argument(
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     backtest.set_defaults(run=_backtest)
 
     recommend = commands.add_parser("recommend", help="what to finetune next, and when to stop")
-    _add_study(recommend, paper=("prior", "join", "off"))
+    add_study(recommend, paper=("prior", "join", "off"))
     recommend.add_argument("--benchmark", required=True, help="lmms-eval task or display name")
     recommend.add_argument(
         "--tolerance", type=float, help="expected regret to stop at, fraction of the range"
@@ -61,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     sensitivity = commands.add_parser(
         "sensitivity", help="what the constants of bayes change, and a nested evaluation"
     )
-    _add_study(sensitivity, paper=("join", "off"))
+    add_study(sensitivity, paper=("join", "off"))
     sensitivity.set_defaults(run=_sensitivity)
     return parser
 
 
-def _add_study(parser: argparse.ArgumentParser, paper: Sequence[str]) -> None:
+def add_study(parser: argparse.ArgumentParser, paper: Sequence[str]) -> None:
     meaning = {
         "prior": "its benchmarks teach the prior (default)",
         "join": "its rows join the table's",
@@ -102,7 +102,7 @@ def _add_constants(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _study(arguments: argparse.Namespace, also: Sequence[str] = ()):
+def read_study(arguments: argparse.Namespace, also: Sequence[str] = ()):
     """The study that the flags select."""
     from AC_policy.paper import LAW_TABLES
     from AC_policy.study import load_study
@@ -141,7 +141,7 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     if arguments.draws < 20:
         raise UsageError(f"--draws is {arguments.draws}; a 95th percentile needs 20 or more")
-    study = _study(arguments)
+    study = read_study(arguments)
     result = fit_law(study, arguments.scale, arguments.draws, arguments.seed)
     print("R² of performance on A and C: in sample, left out, and the 95th percentile of the")
     print("in-sample R² when performance is shuffled among the representations.\n")
@@ -171,14 +171,14 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 
 def _backtest(arguments: argparse.Namespace) -> None:
-    from AC_policy import backtest, metrics
+    from AC_policy import backtest
     from AC_policy.policies import Setting
 
     setting = Setting(arguments.trials, arguments.seed, arguments.scale, _options(arguments))
-    band = metrics.NOISE_BAND if arguments.noise_band is None else arguments.noise_band
-    if not 0 <= band < 1:
+    band = arguments.noise_band
+    if band is not None and not 0 <= band < 1:
         raise UsageError(f"--noise-band is {band}; expected a fraction of the range, 0 to 1")
-    study = _study(arguments)
+    study = read_study(arguments)
     result = backtest.backtest(study, arguments.policy, setting, band)
     answer = backtest.to_json(result, study)
     print(
@@ -203,7 +203,14 @@ def _backtest(arguments: argparse.Namespace) -> None:
         print(
             f"stops by itself after {runs:.2f} runs on average; largest regret then {worst:.4f}\n"
         )
-    print(_footer(study, f"noise band {band:g} of the range"))
+    if result.coverage:
+        k, (calibrated, gaussian) = min(result.coverage.items(), key=lambda item: abs(item[0] - 4))
+        print(
+            f"80 % intervals after {k} runs hold {100 * calibrated:.0f} % of the results "
+            f"({100 * gaussian:.0f} % before calibration)\n"
+        )
+    bands = [entry.noise_band for entry in result.benchmarks.values()]
+    print(_footer(study, f"noise bands {min(bands):.3f} to {max(bands):.3f} of the range"))
     if arguments.json:
         write_json(arguments.json, answer)
 
@@ -235,7 +242,7 @@ def _recommend(arguments: argparse.Namespace) -> None:
     options = _options(arguments)
     if not 0 <= options.tolerance < 1:
         raise UsageError(f"--tolerance is {options.tolerance}; expected a fraction, 0 to 1")
-    study = _study(arguments, [arguments.benchmark])
+    study = read_study(arguments, [arguments.benchmark])
     answer = recommend(
         study,
         arguments.benchmark,
@@ -325,7 +332,7 @@ _VERDICTS = {
 def _sensitivity(arguments: argparse.Namespace) -> None:
     from AC_policy.sensitivity import CHOSEN_AT, nested, sensitivity
 
-    study = _study(arguments)
+    study = read_study(arguments)
     variants, chosen = sensitivity(study, arguments.seed), nested(study)
     print("bayes with one constant changed; recall@3 and regret of the top 3 after 3, 4, 5 runs\n")
     rows = [
@@ -346,7 +353,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     rows = [
         [
             catalog.display_benchmark(row.benchmark),
-            ", ".join(f"{name} {value}" for name, value in row.constants.items()),
+            ", ".join(f"{name} {value or '-'}" for name, value in row.constants.items()),
             *map(_number, [row.recall_at_3[k] for k in CHOSEN_AT]),
             *map(_number, [row.regret_top3[k] for k in CHOSEN_AT]),
         ]

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from AC_policy.features import min_max, polynomial
 from AC_policy.paper import paper_study
 from AC_policy.policies import DRAWS, TOLERANCE, may_stop, propose
-from AC_policy.posterior import RUN_NOISE, SCALE_RANGE, posterior
+from AC_policy.posterior import SCALE_RANGE, posterior
 from AC_policy.prior import learn_prior
 from llava.errors import UsageError
 
@@ -60,7 +60,6 @@ class BayesPolicy(RegressorMixin, BaseEstimator):
 
     Args:
         prior: a Prior (see `learn_prior`); None learns one from the paper's eight benchmarks.
-        run_noise: standard deviation between identical runs, fraction of the candidates' range.
         scale_range: limits of the performance scale, in units of the finetuned rows' spread.
         beta: next run by mean + beta standard deviations; None: by expected gain.
         tolerance: expected regret at which to stop, fraction of the candidates' range.
@@ -82,7 +81,6 @@ class BayesPolicy(RegressorMixin, BaseEstimator):
     def __init__(
         self,
         prior=None,
-        run_noise: float = RUN_NOISE,
         scale_range: tuple[float, float] = SCALE_RANGE,
         beta: float | None = None,
         tolerance: float = TOLERANCE,
@@ -91,7 +89,6 @@ class BayesPolicy(RegressorMixin, BaseEstimator):
         random_state=None,
     ):
         self.prior = prior
-        self.run_noise = run_noise
         self.scale_range = scale_range
         self.beta = beta
         self.tolerance = tolerance
@@ -99,8 +96,14 @@ class BayesPolicy(RegressorMixin, BaseEstimator):
         self.draws = draws
         self.random_state = random_state
 
-    def fit(self, X, y):
-        """Fits on all candidates: A and C in X [n, 2], higher is better; y [n], NaN if not run."""
+    def fit(self, X, y, noise=0.0):
+        """Fits on all candidates.
+
+        Args:
+            X: [n, 2] A and C, higher is better.
+            y: [n] performance, NaN where not finetuned.
+            noise: standard deviation of one result, in the unit of y; one number or [n].
+        """
         X = validate_data(self, X, ensure_min_samples=2)
         if X.shape[1] != 2:
             raise ValueError(f"X has {X.shape[1]} columns; expected 2, A and C")
@@ -109,8 +112,9 @@ class BayesPolicy(RegressorMixin, BaseEstimator):
             raise ValueError(f"y must hold {len(X)} numbers, NaN where not finetuned")
         self.scores_ = X
         self.performance_ = y
+        self.noise_ = np.broadcast_to(np.asarray(noise, dtype=np.float64), y.shape)
         self.prior_ = self.prior or learn_prior(paper_study().tasks.values())
-        self.posterior_ = self._posterior(min_max(X), y)
+        self.posterior_ = self._posterior(min_max(X), y, self.noise_)
         self.mean_, self.std_ = self.posterior_.mean, self.posterior_.std
         self.ranking_ = np.argsort(-self.mean_, kind="stable")
         seed = check_random_state(self.random_state).randint(2**31)
@@ -140,10 +144,12 @@ class BayesPolicy(RegressorMixin, BaseEstimator):
         both = np.concatenate([self.scores_, X])
         unknown = np.full(len(X), np.nan)
         state = self._posterior(
-            min_max(both, self.scores_), np.concatenate([self.performance_, unknown])
+            min_max(both, self.scores_),
+            np.concatenate([self.performance_, unknown]),
+            np.concatenate([self.noise_, unknown]),
         )
         mean, std = (values[len(self.scores_) :] for values in state.performance())
         return (mean, std) if return_std else mean
 
-    def _posterior(self, points, y):
-        return posterior(points, y, self.prior_, self.run_noise, self.scale_range)
+    def _posterior(self, points, y, noise):
+        return posterior(points, y, self.prior_, noise, self.scale_range)

@@ -10,9 +10,6 @@ from math import comb
 import numpy as np
 
 TOP = 3
-NOISE_BAND = 0.03
-"""Fraction of the candidates' range inside which two results are a tie: MME's documented +/-20
-points between identical runs (LLaVA issue 680) over its range of 659 points in Table 4."""
 PAIRS_AT_ONCE = 4_000_000
 
 

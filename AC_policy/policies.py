@@ -11,7 +11,8 @@ import numpy as np
 
 from AC_policy.features import min_max, polynomial
 from AC_policy.law import rank_tolerance
-from AC_policy.posterior import RUN_NOISE, SCALE_RANGE, Posterior, posterior
+from AC_policy.noise import result_noise
+from AC_policy.posterior import SCALE_RANGE, Posterior, posterior
 from AC_policy.prior import JITTER, RIDGE, learn_prior
 from AC_policy.regions import sample_orders
 from AC_policy.study import Task
@@ -59,7 +60,6 @@ class BayesOptions:
     jitter: float = JITTER
     noise: float | None = None
     """Variance around the law; None: the mean residual variance of the prior's benchmarks."""
-    run_noise: float = RUN_NOISE
     scale_range: tuple[float, float] = SCALE_RANGE
     beta: float | None = None
     """Next run by mean + beta standard deviations; None: by expected gain, which needs none."""
@@ -123,8 +123,10 @@ def bayes_states(
     prior = learn_prior(others, "candidates", options.ridge, options.jitter, options.noise)
     points, order = task.points(), []
     for _ in range(runs + 1):
-        shown = task.hide(order).performance
-        state = posterior(points, shown, prior, options.run_noise, options.scale_range)
+        shown = task.hide(order)
+        state = posterior(
+            points, shown.performance, prior, result_noise(shown), options.scale_range
+        )
         yield list(order), state
         following = propose(state, options.beta)
         if following is not None:

@@ -1,10 +1,10 @@
 """The law of one benchmark after some of its representations were finetuned.
 
-Model: y_i = off + s (x_i·w + e_i + m_i), with x_i the degree-2 features, w ~ N(prior), e_i the part
-of a representation's performance that the law leaves open, m_i run-to-run noise, and unknown offset
-`off` (flat prior) and scale s > 0 (log-uniform on a grid). Given s everything is Gaussian, with a
-covariance that does not depend on s and means linear in 1/s; so the posterior is a mixture over the
-grid that shares one covariance, and costs one 7 x 7 inverse.
+Model: y_i = off + s (x_i·w + e_i), with x_i the degree-2 features, w ~ N(prior), e_i the part of a
+representation's performance that the law leaves open, and unknown offset `off` (flat prior) and
+scale s > 0 (log-uniform on a grid). Given s everything is Gaussian, with a covariance that does not
+depend on s and means linear in 1/s; so the posterior is a mixture over the grid that shares one
+covariance, and costs one 7 x 7 inverse.
 
 f_i = x_i·w + e_i is what representations are ranked by: performance on the scale on which the
 prior's benchmarks span [0, 1]. Shapes: n candidates, k finetuned, G grid points, P = 7 (offset, w).
@@ -22,9 +22,6 @@ SCALE_RANGE = (0.2, 20.0)
 """Scale s in units of the spread of the finetuned performances: from far below the spread of all
 candidates (those finetuned span at most it, plus noise) to a spread of 5 % of it."""
 SCALE_POINTS = 41
-RUN_NOISE = 0.03
-"""Standard deviation between identical runs, as a fraction of the candidates' range: MME's
-documented +/-20 points (LLaVA issue 680) over its range of 659 in Table 4."""
 SAMPLED_AT_ONCE = 1_000_000  # numbers held while sampling
 
 
@@ -36,11 +33,11 @@ class Posterior:
         weight_G: posterior probability of each scale; one entry where the scale is unknown.
         scale_G: the scales, in the performance's unit; NaN where unknown.
         mean_Gn: means of f; a finetuned representation's is what was measured.
-        cov_nn: covariance of f, without run-to-run noise.
+        cov_nn: covariance of f.
         level_Gn: means of performance, s (off/s + f), in its unit; NaN where unknown.
-        level_variance_n: variance of off/s + f, run-to-run noise included; times s² performance's.
+        level_variance_n: variance of off/s + f; times s² it is performance's.
         finetuned: bool [n].
-        run_noise: standard deviation between identical runs, on the scale of f.
+        noise_n: standard deviation of one measured result, in the performance's unit.
     """
 
     weight_G: np.ndarray
@@ -50,7 +47,7 @@ class Posterior:
     level_Gn: np.ndarray
     level_variance_n: np.ndarray
     finetuned: np.ndarray
-    run_noise: float
+    noise_n: np.ndarray
 
     @property
     def scaled(self) -> bool:
@@ -73,12 +70,7 @@ class Posterior:
         mean = self.weight_G @ self.level_Gn
         within = (self.weight_G @ self.scale_G**2) * self.level_variance_n
         spread = self.weight_G @ (self.level_Gn - mean) ** 2
-        return mean, np.sqrt(within + spread)
-
-    def performance_quantiles(self, levels: tuple[float, ...]) -> np.ndarray:
-        """[len(levels), n] quantiles of performance, by bisection of the mixture's CDF."""
-        std_Gn = self.scale_G[:, None] * np.sqrt(self.level_variance_n)
-        return _mixture_quantiles(self.weight_G, self.level_Gn, std_Gn, levels)
+        return mean, np.where(self.finetuned, self.noise_n, np.sqrt(within + spread))
 
     def incumbent(self) -> int | None:
         """The finetuned candidate with the largest mean, None before the first run."""
@@ -105,12 +97,14 @@ class Posterior:
     def simulate(self, draws: int, rng: np.random.Generator, top: int = 3) -> "Odds":
         """Chances of every candidate, from `draws` samples of all f together.
 
-        Run-to-run noise of the finetuned ones enters the chances, since a rerun might order them
-        otherwise; it does not enter the regret, since finetuning more cannot remove it.
+        Noise of the measured results enters the chances, since a rerun might order them otherwise;
+        it does not enter the regret, since finetuning more cannot remove it.
         """
         n = len(self.cov_nn)
         root = _root(self.cov_nn)
-        jitter = self.run_noise * self.finetuned
+        noise_Gn = np.zeros_like(self.mean_Gn)
+        if self.scaled:
+            noise_Gn = np.where(self.finetuned, self.noise_n / self.scale_G[:, None], 0.0)
         per_scale = np.bincount(rng.choice(len(self.weight_G), draws, p=self.weight_G))
         scale_of_draw = np.repeat(np.arange(len(per_scale)), per_scale)
         chosen, take = self.incumbent(), min(top, n)
@@ -121,7 +115,7 @@ class Posterior:
             f_Dn = self.mean_Gn[which] + rng.standard_normal((len(which), n)) @ root.T
             if chosen is not None:
                 regret += (f_Dn.max(1) - f_Dn[:, chosen]).sum()
-            f_Dn += jitter * rng.standard_normal(f_Dn.shape)
+            f_Dn += noise_Gn[which] * rng.standard_normal(f_Dn.shape)
             best += np.bincount(f_Dn.argmax(1), minlength=n)
             leaders = np.argpartition(-f_Dn, take - 1, axis=1)[:, :take]
             among += np.bincount(leaders.ravel(), minlength=n)
@@ -144,7 +138,7 @@ def posterior(
     points: np.ndarray,
     y: np.ndarray,
     prior: Prior,
-    run_noise: float = RUN_NOISE,
+    noise: np.ndarray | float = 0.0,
     scale_range: tuple[float, float] = SCALE_RANGE,
 ) -> Posterior:
     """The posterior of every candidate.
@@ -154,12 +148,14 @@ def posterior(
         y: [n] performance, NaN where not finetuned. A single value is not used: offset and scale
             are unknown until two differ.
         prior: of the coefficients.
-        run_noise: standard deviation between identical runs, fraction of the candidates' range.
+        noise: [n] standard deviation of one measured result, in the unit of y. It enters the
+            chances, not the law, whose own noise is far larger.
         scale_range: limits of the scale grid in units of the finetuned performances' spread.
     """
     x = design(points)
     known = np.isfinite(y)
     n = len(x)
+    noise_n = np.where(known, noise, 0.0)
     if known.sum() < 2 or np.ptp(y[known]) == 0:
         cov = x @ prior.cov @ x.T + prior.noise * np.eye(n)
         return Posterior(
@@ -170,12 +166,11 @@ def posterior(
             level_Gn=np.full((1, n), np.nan),
             level_variance_n=np.full(n, np.nan),
             finetuned=known,
-            run_noise=run_noise,
+            noise_n=noise_n,
         )
     scale_G = np.ptp(y[known]) * np.geomspace(*scale_range, SCALE_POINTS)
-    noise = prior.noise + run_noise**2
-    weight_G = _scale_weights(x[known], y[known], prior, noise, scale_G)
-    cov_PP, fixed_P, gain_Pk = _coefficients(x[known], prior, noise)
+    weight_G = _scale_weights(x[known], y[known], prior, scale_G)
+    cov_PP, fixed_P, gain_Pk = _coefficients(x[known], prior)
     per_scale_P = gain_Pk @ y[known]
 
     # A run keeps its measured value, f_i = y_i / s - off / s; the others follow the law.
@@ -183,8 +178,8 @@ def posterior(
     level_nP = map_nP + np.eye(1, 7)
     told_n = np.where(known, y, 0.0)
     cov_nn = map_nP @ cov_PP @ map_nP.T + np.diag(np.where(known, 0.0, prior.noise))
-    level_variance = np.where(known, run_noise**2, prior.noise)
-    level_variance += np.einsum("np,pq,nq->n", level_nP, cov_PP, level_nP)
+    level_variance = np.einsum("np,pq,nq->n", level_nP, cov_PP, level_nP)
+    level_variance += np.where(known, 0.0, prior.noise)
     scale_G1 = scale_G[:, None]
     return Posterior(
         weight_G=weight_G,
@@ -194,7 +189,7 @@ def posterior(
         level_Gn=scale_G1 * (level_nP @ fixed_P) + level_nP @ per_scale_P + told_n,
         level_variance_n=level_variance,
         finetuned=known,
-        run_noise=run_noise,
+        noise_n=noise_n,
     )
 
 
@@ -202,7 +197,6 @@ def left_out(
     points: np.ndarray,
     y: np.ndarray,
     prior: Prior,
-    run_noise: float = RUN_NOISE,
     scale_range: tuple[float, float] = SCALE_RANGE,
 ) -> np.ndarray:
     """[D, k] performance predicted for each of k finetuned representations from the others.
@@ -211,9 +205,9 @@ def left_out(
         points: [k, 2] min-max A and C of the finetuned.
         y: [D, k] performances, one set (or shuffle) a row. Where those left do not differ, their
             mean is predicted.
-        prior, run_noise, scale_range: as in `posterior`.
+        prior, scale_range: as in `posterior`.
     """
-    x, noise = design(points), prior.noise + run_noise**2
+    x = design(points)
     predicted = np.empty_like(y)
     for row in range(len(x)):
         rest = np.arange(len(x)) != row
@@ -222,8 +216,8 @@ def left_out(
         scale_DG = np.where(spread > 0, spread, 1.0)[:, None] * np.geomspace(
             *scale_range, SCALE_POINTS
         )
-        weight_DG = _scale_weights(x[rest], known, prior, noise, scale_DG)
-        _, fixed_P, gain_Pk = _coefficients(x[rest], prior, noise)
+        weight_DG = _scale_weights(x[rest], known, prior, scale_DG)
+        _, fixed_P, gain_Pk = _coefficients(x[rest], prior)
         level_P = np.insert(x[row], 0, 1.0)
         mean_scale = (weight_DG * scale_DG).sum(1)
         by_law = mean_scale * (level_P @ fixed_P) + known @ (gain_Pk.T @ level_P)
@@ -231,13 +225,13 @@ def left_out(
     return predicted
 
 
-def _scale_weights(x, y, prior: Prior, noise: float, scale: np.ndarray) -> np.ndarray:
+def _scale_weights(x, y, prior: Prior, scale: np.ndarray) -> np.ndarray:
     """[..., G] posterior of the scales [..., G]: p(y | s) without offset and coefficients.
 
     y [..., k]. The misfit of y / s is a quadratic in 1 / s, so it costs three numbers per y.
     """
     k = y.shape[-1]
-    precision = np.linalg.inv(x @ prior.cov @ x.T + noise * np.eye(k))
+    precision = np.linalg.inv(x @ prior.cov @ x.T + prior.noise * np.eye(k))
     ones = precision.sum(1)
     precision -= np.outer(ones, ones) / ones.sum()  # the flat offset takes one direction out
     centred = y - y.mean(-1, keepdims=True)
@@ -250,31 +244,17 @@ def _scale_weights(x, y, prior: Prior, noise: float, scale: np.ndarray) -> np.nd
     return weight / weight.sum(-1, keepdims=True)
 
 
-def _coefficients(x: np.ndarray, prior: Prior, noise: float):
+def _coefficients(x: np.ndarray, prior: Prior):
     """Posterior of (off / s, w) [P] given s: covariance, and mean = fixed + gain @ y / s."""
     inputs = np.insert(x, 0, 1.0, 1)
     prior_precision = np.zeros((inputs.shape[1],) * 2)
     prior_precision[1:, 1:] = np.linalg.inv(prior.cov)
-    cov = np.linalg.inv(inputs.T @ inputs / noise + prior_precision)
+    cov = np.linalg.inv(inputs.T @ inputs / prior.noise + prior_precision)
     fixed = cov @ prior_precision @ np.insert(prior.mean, 0, 0.0)
-    return cov, fixed, cov @ inputs.T / noise
+    return cov, fixed, cov @ inputs.T / prior.noise
 
 
 def _root(cov: np.ndarray) -> np.ndarray:
     """A square root of a covariance that may be singular up to rounding."""
     values, vectors = np.linalg.eigh(cov)
     return vectors * np.sqrt(np.maximum(values, 0.0))
-
-
-def _mixture_quantiles(weight_G, mean_Gn, std_Gn, levels: tuple[float, ...]) -> np.ndarray:
-    low = np.repeat((mean_Gn - 9 * std_Gn).min(0)[None], len(levels), 0)
-    high = np.repeat((mean_Gn + 9 * std_Gn).max(0)[None], len(levels), 0)
-    target = np.array(levels)[:, None]
-    std_Gn = np.maximum(std_Gn, 1e-300)
-    for _ in range(60):  # halves the bracket below rounding
-        middle = 0.5 * (low + high)
-        below = np.einsum(
-            "g,gqn->qn", weight_G, ndtr((middle[None] - mean_Gn[:, None]) / std_Gn[:, None])
-        )
-        low, high = np.where(below < target, middle, low), np.where(below < target, high, middle)
-    return 0.5 * (low + high)

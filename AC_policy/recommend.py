@@ -5,23 +5,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from AC_policy.calibration import GAUSSIAN, Bounds, bounds_after
 from AC_policy.costs import Savings, savings
+from AC_policy.noise import result_noise
 from AC_policy.paper import paper_study
 from AC_policy.policies import BayesOptions, bayes_states, may_stop, propose
-from AC_policy.posterior import posterior
+from AC_policy.posterior import Odds, Posterior, posterior
 from AC_policy.prior import learn_prior
 from AC_policy.study import Study, Task
 from AC_policy.trust import Trust, judge
 from llava.errors import UsageError
 
-INTERVAL = (0.1, 0.9)
-"""Quantiles of the interval shown with every prediction."""
 TOP = 3
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row of the ranking; `low` and `high` bound an 80 % interval, None where unknown."""
+    """One row of the ranking; `low` and `high` bound an 80 % interval, None where unknown.
+
+    Of a finetuned row it is the noise of its result, of another the calibrated prediction.
+    """
 
     representation: str
     rank: int
@@ -67,7 +70,11 @@ class Recommendation:
     take: str | None
     """The best representation finetuned so far."""
     take_ties: list[str]
-    """Other finetuned ones within run-to-run noise of it."""
+    """Other finetuned ones within its noise."""
+    noise: float | None
+    """Standard deviation of its result, in `unit`."""
+    interval_errors: int
+    """Errors on finished benchmarks that the intervals were learned from; 0: Gaussian intervals."""
     expected_regret: float | None
     """Of stopping now, as a fraction of the range that the candidates' performances span."""
     tolerance: float
@@ -118,11 +125,11 @@ def recommend(
         raise UsageError(f"--scale finetuned needs 2 finetuned rows; {task.benchmark} has {k}")
     trust = judge(task, own, lent, options, scale, seed)
     prior = learn_prior([*own, *lent], scale, options.ridge, options.jitter, options.noise)
-    state = posterior(
-        task.points(scale), task.performance, prior, options.run_noise, options.scale_range
-    )
+    noise = result_noise(task)
+    state = posterior(task.points(scale), task.performance, prior, noise, options.scale_range)
     odds = state.simulate(options.draws, np.random.default_rng(seed), TOP)
     held = state.incumbent()
+    bounds = bounds_after([*own, *lent], options, k)
     ranked = trust.verdict != "fails" or rank_anyway
     stop = may_stop(state, odds.regret, options.tolerance) if ranked else task.finished
     following = propose(state, options.beta) if ranked and not stop else None
@@ -133,11 +140,13 @@ def recommend(
         k=k,
         n=n,
         trust=trust,
-        ranking=_ranking(task, state, odds) if ranked else None,
+        ranking=_ranking(task, state, odds, bounds) if ranked else None,
         next=None if following is None else names[following],
         stop=stop,
         take=None if held is None else names[held],
-        take_ties=_ties(task, held, options.run_noise),
+        take_ties=_ties(task, held, noise),
+        noise=None if held is None else float(noise[held]),
+        interval_errors=bounds.errors,
         expected_regret=odds.regret if ranked and k else None,
         tolerance=options.tolerance,
         savings=savings(cost, n, k),
@@ -148,11 +157,12 @@ def recommend(
     )
 
 
-def _ranking(task: Task, state, odds) -> list[Candidate]:
+def _ranking(task: Task, state: Posterior, odds: Odds, bounds: Bounds) -> list[Candidate]:
     predicted = low = high = np.full(len(task.performance), np.nan)
     if state.scaled:
-        predicted, _ = state.performance()
-        low, high = state.performance_quantiles(INTERVAL)
+        predicted, std = state.performance()
+        low = predicted + np.where(state.finetuned, GAUSSIAN.low, bounds.low) * std
+        high = predicted + np.where(state.finetuned, GAUSSIAN.high, bounds.high) * std
         if task.sign < 0:
             low, high = high, low
     order = np.argsort(-state.mean, kind="stable")
@@ -178,13 +188,11 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _ties(task: Task, held: int | None, run_noise: float) -> list[str]:
-    """Finetuned candidates that a rerun might well put before the one held."""
+def _ties(task: Task, held: int | None, noise: np.ndarray) -> list[str]:
+    """Finetuned candidates whose result lies within the noise of the best one's."""
     if held is None:
         return []
-    known = task.performance[task.finetuned]
-    behind = task.performance[held] - task.performance
-    close = (behind <= run_noise * np.ptp(known)) & task.finetuned
+    close = task.performance[held] - task.performance <= noise[held]
     return [task.representations[i] for i in np.flatnonzero(close) if i != held]
 
 

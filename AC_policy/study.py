@@ -6,7 +6,7 @@ that higher is better (a likelihood A score is negated), and predictions are tur
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -54,6 +54,11 @@ class Task:
         """Whether every candidate is finetuned."""
         return bool(self.finetuned.all())
 
+    @property
+    def last_open(self) -> int:
+        """Runs after which one candidate is left."""
+        return len(self.performance) - 1
+
     def points(self, scale: str = "candidates") -> np.ndarray:
         """[n, 2] A and C min-max scaled, over all candidates or over the finetuned ones only."""
         over = self.scores if scale == "candidates" else self.scores[self.finetuned]
@@ -68,15 +73,7 @@ class Task:
         shown = np.full(len(self.performance), np.nan)
         keep = list(keep)
         shown[keep] = self.performance[keep]
-        return Task(
-            self.benchmark,
-            self.representations,
-            self.scores,
-            shown,
-            self.stderr,
-            self.unit,
-            self.sign,
-        )
+        return replace(self, performance=shown)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def law_test(
     rng = np.random.default_rng([seed, *task.benchmark.encode()])
     shuffled = rng.permuted(np.tile(y, (SHUFFLES, 1)), axis=1)
     every = np.concatenate([y[None], shuffled])
-    predicted = left_out(points, every, prior, options.run_noise, options.scale_range)
+    predicted = left_out(points, every, prior, options.scale_range)
     r2 = 1 - ((every - predicted) ** 2).sum(1) / ((y - y.mean()) ** 2).sum()
     return LawTest(
         task.benchmark,

@@ -23,6 +23,10 @@ class Benchmark:
     """Metric name in lmms-eval's results."""
     unit: str
     aliases: list[str]
+    items: int | None = None
+    """Questions of the evaluated split: what the standard error of an accuracy rests on."""
+    run_noise: float | None = None
+    """Documented standard deviation between identical training runs, in `unit`."""
     in_law: bool = False
     """One of the eight benchmarks that the paper fits the law on."""
 

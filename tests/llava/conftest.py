@@ -1,0 +1,26 @@
+"""Fixtures for the spine's tests."""
+
+import logging
+
+import pytest
+
+
+class _Keeper(logging.Handler):
+    """Keeps what is logged, formatted, in `lines`."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname}: {record.getMessage()}")
+
+
+@pytest.fixture
+def law_log():
+    """Lines `LEVEL: text` of every `law` logger, which caplog cannot see: they do not propagate."""
+    keeper = _Keeper()
+    root = logging.getLogger("law")
+    root.addHandler(keeper)
+    yield keeper.lines
+    root.removeHandler(keeper)
