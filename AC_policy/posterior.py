@@ -66,10 +66,16 @@ class Posterior:
         return np.sqrt(np.diag(self.cov_nn) + spread)
 
     def performance(self) -> tuple[np.ndarray, np.ndarray]:
-        """(mean [n], standard deviation [n]) of performance, in its unit."""
-        mean = self.weight_G @ self.level_Gn
-        within = (self.weight_G @ self.scale_G**2) * self.level_variance_n
-        spread = self.weight_G @ (self.level_Gn - mean) ** 2
+        """(mean [n], standard deviation [n]) of performance, in its unit.
+
+        The scales are weighted by 1/s, so that the means stand in the order of the ranking, a
+        finetuned one's is what was measured, and the long tail of large scales does not rule.
+        """
+        weight_G = self.weight_G / self.scale_G
+        weight_G /= weight_G.sum()
+        mean = weight_G @ self.level_Gn
+        within = (weight_G @ self.scale_G**2) * self.level_variance_n
+        spread = weight_G @ (self.level_Gn - mean) ** 2
         return mean, np.where(self.finetuned, self.noise_n, np.sqrt(within + spread))
 
     def incumbent(self) -> int | None:
@@ -219,7 +225,7 @@ def left_out(
         weight_DG = _scale_weights(x[rest], known, prior, scale_DG)
         _, fixed_P, gain_Pk = _coefficients(x[rest], prior)
         level_P = np.insert(x[row], 0, 1.0)
-        mean_scale = (weight_DG * scale_DG).sum(1)
+        mean_scale = 1 / (weight_DG / scale_DG).sum(1)  # as in Posterior.performance
         by_law = mean_scale * (level_P @ fixed_P) + known @ (gain_Pk.T @ level_P)
         predicted[:, row] = np.where(spread > 0, by_law, known.mean(1))
     return predicted

@@ -163,6 +163,8 @@ def _ranking(task: Task, state: Posterior, odds: Odds, bounds: Bounds) -> list[C
         predicted, std = state.performance()
         low = predicted + np.where(state.finetuned, GAUSSIAN.low, bounds.low) * std
         high = predicted + np.where(state.finetuned, GAUSSIAN.high, bounds.high) * std
+        if task.unit == "percent":
+            low, high = (np.clip(bound, *_PERCENT[task.sign]) for bound in (low, high))
         if task.sign < 0:
             low, high = high, low
     order = np.argsort(-state.mean, kind="stable")
@@ -182,6 +184,10 @@ def _ranking(task: Task, state: Posterior, odds: Odds, bounds: Bounds) -> list[C
         )
         for rank, i in enumerate(order, 1)
     ]
+
+
+_PERCENT = {1: (0.0, 100.0), -1: (-100.0, 0.0)}
+"""Limits of a percentage, oriented so that higher is better."""
 
 
 def _number(value: float) -> float | None:

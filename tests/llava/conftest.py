@@ -18,7 +18,7 @@ class _Keeper(logging.Handler):
 
 @pytest.fixture
 def law_log():
-    """Lines `LEVEL: text` of every `law` logger, which caplog cannot see: they do not propagate."""
+    """Lines `LEVEL: text` of every `law` logger, which not every caplog sees: none propagates."""
     keeper = _Keeper()
     root = logging.getLogger("law")
     root.addHandler(keeper)

@@ -18,13 +18,15 @@ def no_launcher(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def fresh_root():
-    """The `law` logger as in a new process; afterwards as it was."""
+    """The `law` logger as in a new process; afterwards as it was, less what pytest had added."""
     root = logging.getLogger("law")
-    handlers, level, propagate = root.handlers[:], root.level, root.propagate
+    ours = [handler for handler in root.handlers if isinstance(handler.formatter, log._Formatter)]
+    level, propagate = root.level, root.propagate
     root.handlers[:] = []
     root.setLevel(logging.NOTSET)
+    root.propagate = True
     yield root
-    root.handlers[:] = handlers
+    root.handlers[:] = ours
     root.setLevel(level)
     root.propagate = propagate
 
