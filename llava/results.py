@@ -23,6 +23,7 @@ import numpy as np
 
 from llava import catalog
 from llava.errors import TableError, nearest, unknown_name
+from llava.files import write_text
 from llava.log import get_logger
 
 logger = get_logger("results")
@@ -131,33 +132,54 @@ class ResultsTable:
 def append(path: str | os.PathLike, rows: Sequence[ResultRow]) -> None:
     """Adds `rows` to the table at `path` (made where missing) in one locked, synced write.
 
+    A table that somebody wrote by hand with fewer columns first gets the others, empty.
     Raises TableError when the file holds other columns or another process keeps the lock.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _Lock(path), open(path, "ab+") as handle:
-            handle.seek(0)
-            head = handle.readline().decode("utf-8", "replace").strip()
-            if head and tuple(head.split(",")) != COLUMNS:
-                raise TableError(
-                    f"{path}: its first line is not the header of a results table; expected "
-                    f"{','.join(COLUMNS)}; append to another file"
-                )
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            if head:
-                handle.seek(-1, os.SEEK_END)
-                if handle.read(1) != b"\n":  # an editor's last line; ours always end with one
-                    text.write("\n")
-            else:
-                writer.writerow(COLUMNS)
-            writer.writerows([_cell(getattr(row, name)) for name in COLUMNS] for row in rows)
-            handle.write(text.getvalue().encode())
-            handle.flush()
-            os.fsync(handle.fileno())
+        with _Lock(path):
+            _complete_columns(path)
+            with open(path, "ab+") as handle:
+                handle.seek(0, os.SEEK_END)
+                text = io.StringIO()
+                writer = csv.writer(text, lineterminator="\n")
+                if handle.tell() == 0:
+                    writer.writerow(COLUMNS)
+                else:
+                    handle.seek(-1, os.SEEK_END)
+                    if handle.read(1) != b"\n":  # an editor's last line; ours always end with one
+                        text.write("\n")
+                writer.writerows([_cell(getattr(row, name)) for name in COLUMNS] for row in rows)
+                handle.write(text.getvalue().encode())
+                handle.flush()
+                os.fsync(handle.fileno())
     except OSError as error:
         raise TableError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _complete_columns(path: Path) -> None:
+    """Rewrites a table that has only some of the columns with all of them, in their order."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with _opened(path) as reader:
+        header = _header(path, reader)
+        if tuple(header) == COLUMNS:
+            return
+        foreign = [name for name in header if name not in COLUMNS]
+        if foreign:
+            raise TableError(
+                f"{path}: column(s) {', '.join(foreign)} are not of a results table, whose columns "
+                f"are {', '.join(COLUMNS)}; append to another file"
+            )
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for chunk, _ in _chunks(path, reader, len(header)):
+            for row in chunk:
+                cells = dict(zip(header, row, strict=True))
+                writer.writerow([cells.get(name, "") for name in COLUMNS])
+    write_text(path, text.getvalue())
 
 
 def _cell(value) -> str:
@@ -407,13 +429,20 @@ def _dates(column: Sequence[str], where: _Where) -> np.ndarray:
 
 
 def _read_file(path: Path, builder: _Builder) -> None:
+    with _opened(path) as reader:
+        header = _header(path, reader)
+        for chunk, before in _chunks(path, reader, len(header)):
+            columns = dict(zip(header, zip(*chunk, strict=True), strict=True))
+            builder.add(columns, len(chunk), _Where(path, before))
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    """A CSV reader of the file; whatever is wrong with file or text becomes a TableError."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, strict=True)
-            header = _header(path, reader)
-            for chunk, before in _chunks(path, reader, len(header)):
-                columns = dict(zip(header, zip(*chunk, strict=True), strict=True))
-                builder.add(columns, len(chunk), _Where(path, before))
+            yield reader
     except FileNotFoundError:
         raise TableError(f"{path}: no such table (seen from {Path.cwd()})") from None
     except UnicodeDecodeError as error:

@@ -15,18 +15,27 @@ PACKAGES = ("llava", "A_score", "C_score", "AC_policy")
 GOLDEN_BYTES = 18_000_000
 """Golden data travel with every clone."""
 PERSONAL = re.compile("/(work|farm|Users|home/[a-z]+)/")
+IGNORED = {"build", "dist", "runs", "__pycache__"}
 
 
-def tracked() -> list[Path]:
-    """The files that git keeps, as far as they are still there, relative to the repository."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    names = [name for name in listed.stdout.split("\0") if name]
-    return [Path(name) for name in names if (ROOT / name).is_file()]
+def tracked(root: Path) -> list[str]:
+    """The files that git keeps, as far as they are still there; without git, all that look it."""
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
+    try:
+        names = subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.split("\0")
+    except FileNotFoundError:
+        names = []
+    if not any(names):
+        parts = [path.relative_to(root).parts for path in root.rglob("*")]
+        names = ["/".join(p) for p in parts if not any(_ignored(name) for name in p)]
+    return [name for name in names if name and (root / name).is_file()]
 
 
-FILES = tracked()
+def _ignored(name: str) -> bool:
+    return name in IGNORED or name.startswith(".") or name.endswith(".egg-info")
+
+
+FILES = [Path(name) for name in tracked(ROOT)]
 MODULES = [path for path in FILES if path.suffix == ".py" and path.parts[0] in PACKAGES]
 YAML = [path for path in FILES if path.suffix in (".yaml", ".yml")]
 

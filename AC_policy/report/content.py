@@ -55,6 +55,7 @@ def gather(
         sensitivity: file that `law policy sensitivity --json` wrote.
         seed: of everything that is drawn.
     """
+    varied = _read_sensitivity(sensitivity) if sensitivity else None
     task = study.task(benchmark) if benchmark else next(iter(study.tasks.values()))
     answers = [
         recommend(study, name, paper, cost=cost, replay=entry.finished, seed=seed)
@@ -67,7 +68,7 @@ def gather(
         backtests=_try(lambda: _backtests(study, Setting(trials=trials, seed=seed))),
         recommendations=answers,
         at_stop=_at_stop(study, task, paper, cost, seed),
-        sensitivity=_read_sensitivity(sensitivity) if sensitivity else None,
+        sensitivity=varied,
         versions={
             "law": __version__,
             "python": platform.python_version(),

@@ -53,7 +53,7 @@ def plane(task: Task) -> str:
         below = _labels_below(points)
         for index, (point, name) in enumerate(zip(points, task.representations, strict=True)):
             axes.annotate(
-                catalog.display_representation(name),
+                _label(name),
                 point,
                 xytext=(0, -12 if below[index] else 7),
                 textcoords="offset points",
@@ -135,9 +135,7 @@ def ranking(answer: Recommendation, task: Task) -> str:
                 axes.plot(row.predicted, place, "o", color=colour, ms=5)
             if not row.finetuned and np.isfinite(truth[row.representation]):
                 axes.plot(truth[row.representation], place, "x", color="black", ms=6)
-        axes.set_yticks(
-            range(len(rows)), [catalog.display_representation(row.representation) for row in rows]
-        )
+        axes.set_yticks(range(len(rows)), [_label(row.representation) for row in rows])
         for place, row in enumerate(rows):
             axes.annotate(
                 f"{100 * row.p_best:.0f} %",
@@ -184,7 +182,9 @@ def r_squared(fit: LawFit) -> str:
         axes.bar(0, 0, color=GREY, alpha=0.3, label="pale: in sample")
         axes.bar(0, 0, color=GREY, label="full: left out")
         axes.axhline(0, color="black", lw=0.6)
-        axes.set_xticks(range(len(names)), [catalog.display_benchmark(name) for name in names])
+        axes.set_xticks(
+            range(len(names)), [_text(catalog.display_benchmark(name)) for name in names]
+        )
         axes.set_ylabel("R²")
         axes.set_ylim(-0.36, 1.02)
         axes.legend(ncols=6, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.17))
@@ -243,7 +243,7 @@ def stopping(result: Backtest, tolerance: float) -> str:
             axes.set_ylim(-0.001, 0.6)
             axes.set_yticks([0, 0.01, 0.1, 0.5], ["0", "1 %", "10 %", "50 %"])
             axes.minorticks_off()
-            axes.set_title(catalog.display_benchmark(name))
+            axes.set_title(_text(catalog.display_benchmark(name)))
         for axes in grid.flat[len(names) :]:
             axes.set_visible(False)
         figure.supxlabel("finetuning runs", fontsize=9)
@@ -253,4 +253,13 @@ def stopping(result: Backtest, tolerance: float) -> str:
 
 
 def _name(task: Task) -> str:
-    return catalog.display_benchmark(task.benchmark)
+    return _text(catalog.display_benchmark(task.benchmark))
+
+
+def _label(representation: str) -> str:
+    return _text(catalog.display_representation(representation))
+
+
+def _text(name: str) -> str:
+    """A name from a table, without the dollars that would start a formula."""
+    return name.replace("$", r"\$")

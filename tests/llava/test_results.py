@@ -463,6 +463,9 @@ def test_rows_of_and_present(table):
     assert found.present("benchmark", cosine) == ["c", "a"]
     assert found.present("representation", cosine) == ["z"]
     assert found.present("unit", np.zeros(3, bool)) == []
+    text = f"{HEADER}\nx,A_nll,c,1,nats\nx,A_cosine,a,2,fraction\nx,A_cosine,c,3,fraction\n"
+    found = read(table(text))
+    assert found.present("benchmark", found.rows_of("quantity", "A_cosine")) == ["a", "c"]
 
 
 def test_byte_order_mark(table):
