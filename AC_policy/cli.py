@@ -4,12 +4,17 @@ import argparse
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava import catalog
 from llava.config import load
 from llava.errors import UsageError, unknown_name
 from llava.files import write_json
 from llava.results import QUANTITIES
+
+if TYPE_CHECKING:  # numpy is imported by the commands that need it, so that --help is quick
+    from AC_policy.recommend import Recommendation
+    from AC_policy.study import Study
 
 SCALES = ("candidates", "finetuned")
 
@@ -67,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_study(parser: argparse.ArgumentParser, paper: Sequence[str]) -> None:
+    """Adds the flags that select a study; `paper` are the values that --paper may take."""
     meaning = {
         "prior": "its benchmarks teach the prior (default)",
         "join": "its rows join the table's",
@@ -102,7 +108,7 @@ def _add_constants(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_study(arguments: argparse.Namespace, also: Sequence[str] = ()):
+def read_study(arguments: argparse.Namespace, also: Sequence[str] = ()) -> "Study":
     """The study that the flags select."""
     from AC_policy.paper import LAW_TABLES
     from AC_policy.study import load_study
@@ -262,7 +268,7 @@ def _recommend(arguments: argparse.Namespace) -> None:
         write_json(arguments.json, dataclasses.asdict(answer))
 
 
-def print_recommendation(answer) -> None:
+def print_recommendation(answer: "Recommendation") -> None:
     """The recommendation as text, how far to trust it first."""
     show = catalog.display_representation
     print(f"{catalog.display_benchmark(answer.benchmark)}: {answer.k} of {answer.n} finetuned\n")
@@ -404,7 +410,7 @@ def _range(values: Iterable[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-def _footer(study, extra: str) -> str:
+def _footer(study: "Study", extra: str) -> str:
     """What every printed number rests on."""
     protocols = ", ".join(f"{name} {' '.join(found)}" for name, found in study.protocols.items())
     return f"A is {study.a}; protocols: {protocols}" + (f"; {extra}" if extra else "")

@@ -1,6 +1,7 @@
 """The law and the policy as scikit-learn estimators."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import MinMaxScaler
@@ -11,7 +12,7 @@ from AC_policy.features import min_max, polynomial
 from AC_policy.paper import paper_study
 from AC_policy.policies import DRAWS, TOLERANCE, may_stop, propose
 from AC_policy.posterior import SCALE_RANGE, posterior
-from AC_policy.prior import learn_prior
+from AC_policy.prior import Prior, learn_prior
 from llava.errors import UsageError
 
 
@@ -31,7 +32,7 @@ class ACRegressor(RegressorMixin, BaseEstimator):
     def __init__(self, degree: int = 2):
         self.degree = degree
 
-    def fit(self, X, y, candidates=None):
+    def fit(self, X: ArrayLike, y: ArrayLike, candidates: ArrayLike | None = None):
         """Fits on scores X [k, d] and performance y [k].
 
         Args:
@@ -46,7 +47,7 @@ class ACRegressor(RegressorMixin, BaseEstimator):
         self.coef_, self.intercept_ = self.model_.coef_, self.model_.intercept_
         return self
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """[m] performance at scores X [m, d]."""
         check_is_fitted(self)
         return self.model_.predict(self._features(validate_data(self, X, reset=False)))
@@ -80,13 +81,13 @@ class BayesPolicy(RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        prior=None,
+        prior: Prior | None = None,
         scale_range: tuple[float, float] = SCALE_RANGE,
         beta: float | None = None,
         tolerance: float = TOLERANCE,
         top: int = 3,
         draws: int = DRAWS,
-        random_state=None,
+        random_state: int | np.random.RandomState | None = None,
     ):
         self.prior = prior
         self.scale_range = scale_range
@@ -96,7 +97,7 @@ class BayesPolicy(RegressorMixin, BaseEstimator):
         self.draws = draws
         self.random_state = random_state
 
-    def fit(self, X, y, noise=0.0):
+    def fit(self, X: ArrayLike, y: ArrayLike, noise: ArrayLike = 0.0):
         """Fits on all candidates.
 
         Args:
@@ -125,7 +126,9 @@ class BayesPolicy(RegressorMixin, BaseEstimator):
         self.stop_ = may_stop(self.posterior_, odds.regret, self.tolerance)
         return self
 
-    def predict(self, X, return_std: bool = False):
+    def predict(
+        self, X: ArrayLike, return_std: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """[m] performance that the law expects at scores X [m, 2], in the unit of y.
 
         A row of X counts as a new representation, also where the same scores were finetuned.

@@ -1,6 +1,7 @@
 """The `law` command: a table of commands, each imported only when it is called."""
 
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ COMMANDS = {
 }
 
 
+OURS = ("llava", "A_score", "C_score", "AC_policy")
+
+
 def usage() -> str:
     """The help text of `law`."""
     width = max(map(len, COMMANDS))
@@ -45,26 +49,35 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; exit code 2 for bad usage, 1 for failed work."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        sys.exit(0 if argv else 2)
-    if argv[0] == "--version":
-        print(f"law {__version__}")
-        return
     try:
-        if argv[0] not in COMMANDS:
-            print(f"law: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
-            sys.exit(2)
-        importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:])
+        _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
     except LawError as error:
         print(f"law: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in OURS:
+            raise
+        print(f"law: error: {error}; `law doctor` says what to install", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("law: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `law ... | head` closes the pipe; what was asked for is out
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(), flush=True)
+        sys.exit(0 if argv else 2)
+    if argv[0] == "--version":
+        print(f"law {__version__}")
+        return
+    if argv[0] not in COMMANDS:
+        print(f"law: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:])
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def benchmarks() -> dict[str, Benchmark]:
 
 @functools.cache
 def representations() -> dict[str, Representation]:
-    """The paper's 13 settings by id, in the order of Table 2."""
+    """The paper's 13 settings by id, in the order of Table 4."""
     return {entry.id: entry for entry in _read("representations.yaml", Representation)}
 
 
@@ -81,7 +81,7 @@ def display_representation(name: str) -> str:
 
 def group(name: str) -> str:
     """`vision`, `ocr`, or `other` for a benchmark that the paper does not group."""
-    entry = benchmarks().get(name)
+    entry = benchmarks().get(benchmark_id(name))
     return entry.group if entry else "other"
 
 

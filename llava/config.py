@@ -4,10 +4,12 @@ Fields carry the types; YAML only selects. The resolved configuration, defaults 
 written into the run folder before work starts (`save`), so a run can be repeated from its folder.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
+import reprlib
 import types
 import typing
 from pathlib import Path
@@ -21,15 +23,46 @@ from llava.files import write_text
 C = TypeVar("C")
 
 
+# Plain words as the YAML 1.2 core schema reads them: `2e-5` is a number, and `no`, `010` and
+# `12:00:00` are not false, 8 and 43200.
+_PLAIN = {
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (1e-5, not only 1.0e-5) and no key twice in one mapping."""
+    """Plain values only, and no key twice in one mapping."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that the loader would take for a number: a commit such as 123e4567."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+
+
+for _side in (_Loader, _Dumper):
+    for _name, (_pattern, _first) in _PLAIN.items():
+        _side.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_name}",
+            re.compile(rf"^(?:{_pattern})$"),
+            ["" if letter == "\0" else letter for letter in _first],
+        )
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict:
@@ -63,6 +96,10 @@ def read_yaml(path: str | os.PathLike) -> Any:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
+    except (ValueError, KeyError, AttributeError) as error:  # `2024-02-30`, `!!int x`, `!!bool x`
+        raise ConfigError(f"{path}: a value does not fit its form: {error}") from error
 
 
 def load(cls: type[C], path: str | os.PathLike) -> C:
@@ -82,7 +119,7 @@ def build(cls: type[C], value: Any, where: str = "") -> C:
     hints = typing.get_type_hints(cls)
     for key in value:
         if key not in fields:
-            raise ConfigError(f"{_join(where, '')}{unknown_name('key', str(key), fields)}")
+            raise ConfigError(f"{where and where + ': '}{unknown_name('key', str(key), fields)}")
     for name, field in fields.items():
         required = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -155,9 +192,10 @@ def _coerce_scalar(hint: type, value: Any, where: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ConfigError(f"{where}: expected a finite number, got {value}")
-        return float(value)
+        with contextlib.suppress(OverflowError):  # a whole number beyond the floats
+            if math.isfinite(value):
+                return float(value)
+        raise ConfigError(f"{where}: expected a finite number, got {_show(value)}")
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
@@ -179,7 +217,7 @@ def _join(where: str, key: str) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # bounded: aliases can make a value huge
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -187,7 +225,9 @@ def to_plain(value: Any) -> Any:
     """Dataclasses, tuples and paths as what YAML and JSON can hold."""
     if dataclasses.is_dataclass(value):
         return {
-            field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+            field.name: to_plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.init
         }
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
@@ -198,4 +238,5 @@ def to_plain(value: Any) -> Any:
 
 def save(config: Any, path: str | os.PathLike) -> None:
     """Writes the resolved configuration as YAML, whole or not at all."""
-    write_text(path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
+    plain = to_plain(config)
+    write_text(path, yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True))

@@ -71,15 +71,19 @@ def main(argv: list[str]) -> None:
 def examine(imports: bool) -> Iterator[Finding]:
     """All findings, cheap ones first."""
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
-    needed = importlib.metadata.requires(DISTRIBUTION) or []
+    try:
+        needed = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(DISTRIBUTION, "not installed", "bash run.sh install")
+        needed = []
     for text in needed:
         requirement = Requirement(text)
         if requirement.marker is None:
             yield _package(requirement, imports)
-    for extra, purpose in EXTRAS.items():
+    for extra, purpose in EXTRAS.items() if needed else ():
         yield _extra(extra, purpose, needed)
     yield _lmms_eval()
-    yield _torchvision()
+    yield _torchvision(imports)
     yield _shadow("diffusers")
     if imports:
         yield _device()
@@ -114,7 +118,7 @@ def _extra(extra: str, purpose: str, needed: list[str]) -> Finding:
         for requirement in map(Requirement, needed)
         if requirement.marker is not None
         and requirement.marker.evaluate({"extra": extra})
-        and not requirement.specifier.contains(installed(requirement.name) or "0")
+        and not _fits(requirement)
     ]
     if not missing:
         return Finding(f"extra [{extra}]", "installed")
@@ -126,6 +130,11 @@ def _extra(extra: str, purpose: str, needed: list[str]) -> Finding:
     )
 
 
+def _fits(requirement: Requirement) -> bool:
+    version = installed(requirement.name)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+
 def _lmms_eval() -> Finding:
     version = installed("lmms-eval")
     if version:
@@ -134,13 +143,14 @@ def _lmms_eval() -> Finding:
     return Finding("lmms-eval", "not installed (benchmarks)", mend, optional=True)
 
 
-def _torchvision() -> Finding:
+def _torchvision(imports: bool) -> Finding:
     """torchvision built for another torch breaks transformers and diffusers from afar."""
     version = installed("torchvision")
     if version is None:
         return Finding("torchvision", "absent, as it should be: nothing here needs it")
     try:
-        importlib.import_module("torchvision")
+        if imports:
+            importlib.import_module("torchvision")
     except Exception as error:
         return Finding(
             "torchvision",
@@ -168,14 +178,23 @@ def _device() -> Finding:
         return Finding("device", f"unknown, torch does not import: {type(error).__name__}")
     if not torch.cuda.is_available():
         return Finding("device", f"CPU with {os.cpu_count()} cores; no CUDA device is visible")
+    try:
+        names = _devices(torch)
+    except RuntimeError as error:
+        return Finding(
+            "device", f"CUDA {torch.version.cuda} does not answer: {error}", "nvidia-smi"
+        )
+    return Finding("device", f"CUDA {torch.version.cuda}: {names}")
+
+
+def _devices(torch) -> str:
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    shown = ", ".join(f"{p.name} {p.total_memory / GIB:.0f} GiB" for p in names)
-    return Finding("device", f"CUDA {torch.version.cuda}: {shown}")
+    return ", ".join(f"{p.name} {p.total_memory / GIB:.0f} GiB" for p in names)
 
 
 def _cache() -> Finding:
     """Where weights are kept, and whether there is room for a checkpoint."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     existing = next(path for path in (home, *home.parents) if path.exists())
     free = shutil.disk_usage(existing).free / GIB
     found = f"{home}, {free:.0f} GiB free"

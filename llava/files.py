@@ -4,16 +4,19 @@ import contextlib
 import json
 import math
 import os
+import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
-from llava.errors import UsageError
+from llava.errors import LawError
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` under a temporary name and renames it, so no half-written file is ever read."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unique = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{unique}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as handle:
@@ -21,10 +24,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too leaves no temporary file
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise LawError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

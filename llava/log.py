@@ -3,6 +3,7 @@
 stdout belongs to results. Levels come from `LAW_LOG` (DEBUG, INFO, WARNING); default INFO.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -26,13 +27,28 @@ def get_logger(name: str) -> logging.Logger:
     """Logger `law.<name>`, on stderr; below a warning only rank zero prints."""
     root = logging.getLogger("law")
     if not root.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(_Formatter())
         handler.addFilter(lambda record: rank() == 0 or record.levelno >= logging.WARNING)
         root.addHandler(handler)
-        root.setLevel(os.environ.get("LAW_LOG", "INFO").upper())
+        level = (os.environ.get("LAW_LOG") or "INFO").upper()
+        known = level in logging.getLevelNamesMapping()
+        root.setLevel(level if known else "INFO")
         root.propagate = False
+        if not known:
+            root.warning("LAW_LOG=%s is no level; expected DEBUG, INFO or WARNING", level)
     return root.getChild(name)
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to what `sys.stderr` is at each line, not to what it was at the first import."""
+
+    def __init__(self):
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self):
+        return sys.stderr
 
 
 class _Formatter(logging.Formatter):
@@ -41,7 +57,8 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         where = f" [{rank()}]" if rank() else ""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return f"law{where}: {level}{record.getMessage()}"
+        line = f"law{where}: {level}{record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
@@ -49,8 +66,9 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
     Only rank zero shows anything. `total` is taken from `len(items)` where it has one.
     """
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)
+    if total is None:
+        with contextlib.suppress(TypeError):  # a loader of a stream has a `__len__` that raises
+            total = len(items)
     if rank() != 0:
         yield from items
     elif sys.stderr.isatty():

@@ -163,7 +163,7 @@ def test_bad_usage(law, argv, code, message):
 def test_unwritable_json_says_so(law, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = law("policy", "fit", "--draws", 20, "--json", tmp_path / "file" / "fit.json")
-    assert code == 2
+    assert code == 1
     assert "cannot be written" in err
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava import files
-from llava.errors import LawError, UsageError
+from llava.errors import LawError
 from llava.files import write_json, write_text
 
 
@@ -98,7 +98,7 @@ def test_text_that_utf8_cannot_hold(tmp_path):
 def test_target_is_a_folder(tmp_path):
     """A folder is not replaced."""
     (tmp_path / "a").mkdir()
-    with pytest.raises(UsageError, match="a: cannot be written"):
+    with pytest.raises(LawError, match="a: cannot be written"):
         write_text(tmp_path / "a", "x")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -106,7 +106,7 @@ def test_target_is_a_folder(tmp_path):
 def test_folder_above_is_a_file(tmp_path):
     """The path that cannot be is named."""
     (tmp_path / "a").write_text("old")
-    with pytest.raises(UsageError, match="b: cannot be written"):
+    with pytest.raises(LawError, match="b: cannot be written"):
         write_text(tmp_path / "a" / "b", "x")
     assert (tmp_path / "a").read_text() == "old"
 
