@@ -179,8 +179,8 @@ def _ranking(task: Task, state: Posterior, odds: Odds, bounds: Bounds) -> list[C
             high=_number(task.sign * high[i]),
             p_best=float(odds.best[i]),
             p_top3=float(odds.among_top[i]),
-            a=float(abs(task.scores[i, 0])),
-            c=float(abs(task.scores[i, 1])),
+            a=float(task.measured_scores[i, 0]),
+            c=float(task.measured_scores[i, 1]),
         )
         for rank, i in enumerate(order, 1)
     ]

@@ -34,6 +34,7 @@ class Task:
         stderr: [n] standard errors in the same unit; NaN where none is given.
         unit: unit of `performance` (fractions are turned into percent).
         sign: -1 where lower is better, so that `sign * performance` is what was measured.
+        score_signs: the same of A and C.
     """
 
     benchmark: str
@@ -43,6 +44,7 @@ class Task:
     stderr: np.ndarray
     unit: str
     sign: int = 1
+    score_signs: tuple[int, int] = (1, 1)
 
     @property
     def finetuned(self) -> np.ndarray:
@@ -53,6 +55,11 @@ class Task:
     def finished(self) -> bool:
         """Whether every candidate is finetuned."""
         return bool(self.finetuned.all())
+
+    @property
+    def measured_scores(self) -> np.ndarray:
+        """[n, 2] A and C as they were measured."""
+        return self.scores * np.array(self.score_signs)
 
     @property
     def last_open(self) -> int:
@@ -308,10 +315,13 @@ def _task(pivot: _Pivot, benchmark: str, a_quantity: str, c: _Column):
             f"needs at least 2"
         )
     scores = np.stack([a.value[keep], c.value[keep]], 1)
-    for name, column in ((a_quantity, scores[:, 0]), ("C_pck", scores[:, 1])):
+    for name, column, sign in (
+        (a_quantity, scores[:, 0], a.sign),
+        ("C_pck", scores[:, 1], c.sign),
+    ):
         if np.ptp(column) == 0:
             raise TableError(
-                f"{benchmark}: {name} is {abs(column[0]):g} for all {len(column)} candidates; "
+                f"{benchmark}: {name} is {sign * column[0]:g} for all {len(column)} candidates; "
                 f"a law needs scores that differ"
             )
     task = Task(
@@ -322,5 +332,6 @@ def _task(pivot: _Pivot, benchmark: str, a_quantity: str, c: _Column):
         performance.stderr[keep],
         performance.unit,
         performance.sign,
+        (a.sign, c.sign),
     )
     return task, left_out

@@ -80,20 +80,21 @@ def correspondence() -> CorrespondenceExample:
 def law(task: Task, row: int) -> LawExample:
     """The published law on a task, taken apart at candidate `row`."""
     known = task.finetuned
-    model = ACRegressor().fit(task.scores[known], task.performance[known], candidates=task.scores)
+    y = task.sign * task.performance[known]
+    model = ACRegressor().fit(task.scores[known], y, candidates=task.scores)
     point = task.points()[row]
     coefficients = np.concatenate([[model.intercept_], model.coef_])
     terms = coefficients * np.concatenate([[1.0], polynomial(point)])
     return LawExample(
         representation=task.representations[row],
-        a=float(task.scores[row, 0]),
-        c=float(task.scores[row, 1]),
+        a=float(task.measured_scores[row, 0]),
+        c=float(task.measured_scores[row, 1]),
         a_scaled=float(point[0]),
         c_scaled=float(point[1]),
         formula=describe(coefficients),
         terms=terms,
         predicted=float(terms.sum()),
-        measured=float(task.performance[row]),
+        measured=float(task.sign * task.performance[row]),
     )
 
 

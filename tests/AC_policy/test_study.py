@@ -92,6 +92,7 @@ def test_likelihood_is_lower_is_better_and_belongs_to_every_benchmark(table):
     study = table(*rows, a="nll")
     for name in ("mme", "pope"):
         np.testing.assert_allclose(study.task(name).scores[:, 0], [-3.1, -2.2, -2.9])
+    np.testing.assert_allclose(study.task("mme").measured_scores[:, 0], [3.1, 2.2, 2.9])
     assert study.task("mme").points()[1, 0] == 1  # the lowest likelihood loss is the best aligned
 
 
