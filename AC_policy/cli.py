@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     recommend.set_defaults(run=_recommend)
 
     sensitivity = commands.add_parser(
-        "sensitivity", help="what the constants of bayes change, and a nested evaluation"
+        "sensitivity", help="how far bayes carries: its constants, nested choice, unseen candidates"
     )
     add_study(sensitivity, paper=("join", "off"))
     sensitivity.set_defaults(run=_sensitivity)
@@ -336,9 +336,11 @@ _VERDICTS = {
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:
+    from AC_policy.held_out import held_out
     from AC_policy.sensitivity import CHOSEN_AT, nested, sensitivity
 
     study = read_study(arguments)
+    unseen = held_out(study, seed=arguments.seed)
     variants, chosen = sensitivity(study, arguments.seed), nested(study)
     print("bayes with one constant changed; recall@3 and regret of the top 3 after 3, 4, 5 runs\n")
     rows = [
@@ -366,12 +368,24 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
         for row in chosen
     ]
     print(text_table(["benchmark", "constants", *runs, *runs], rows) + "\n")
+    print(
+        f"representations that the prior never saw: {unseen.seen} others teach it on the other\n"
+        f"benchmarks, {unseen.unseen} are left to choose among; regret after k runs, mean of "
+        f"{unseen.splits} splits\n"
+    )
+    rows = [[name, *map(_number, regret)] for name, regret in unseen.regret.items()]
+    print(text_table(["k", *map(str, range(1, unseen.unseen))], rows))
+    print(
+        f"\nbayes stops after {unseen.stops:.2f} of {unseen.unseen} runs, regret then "
+        f"{unseen.regret_then:.4f}\n"
+    )
     print(_footer(study, ""))
     if arguments.json:
         write_json(
             arguments.json,
             {
                 "protocols": study.protocols,
+                "held_out": dataclasses.asdict(unseen),
                 "variants": [dataclasses.asdict(row) for row in variants],
                 "nested": [dataclasses.asdict(row) for row in chosen],
             },

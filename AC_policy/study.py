@@ -75,6 +75,17 @@ class Task:
         """(points [k, 2], performance [k]) of the finetuned candidates."""
         return self.points(scale)[self.finetuned], self.performance[self.finetuned]
 
+    def only(self, rows: Iterable[int]) -> "Task":
+        """The same task with only the candidates `rows`, in that order."""
+        rows = list(rows)
+        return replace(
+            self,
+            representations=tuple(self.representations[row] for row in rows),
+            scores=self.scores[rows],
+            performance=self.performance[rows],
+            stderr=self.stderr[rows],
+        )
+
     def hide(self, keep: Iterable[int]) -> "Task":
         """The same task when only the candidates `keep` had been finetuned."""
         shown = np.full(len(self.performance), np.nan)

@@ -171,6 +171,31 @@ def test_sensitivity_table_is_what_the_code_gives():
 
 
 @pytest.mark.slow
+def test_figures_of_unseen_representations_are_what_the_code_gives():
+    from AC_policy.held_out import held_out
+    from AC_policy.paper import paper_study
+
+    found = held_out(paper_study())
+    for label, name in (("`bayes`", "bayes"), ("by A + C", "A+C"), ("at random", "random")):
+        assert rows(POLICY, label) == pytest.approx(found.regret[name], abs=0.0006)
+    assert "after 2.5 of 5\nruns, with a regret of .003" in POLICY
+    assert found.stops == pytest.approx(2.5, abs=0.051)
+    assert found.regret_then == pytest.approx(0.003, abs=0.0006)
+
+
+def test_coverage_is_what_the_code_gives():
+    from AC_policy.backtest import backtest
+    from AC_policy.paper import paper_study
+
+    covered = [pair for k, pair in backtest(paper_study(), "bayes").coverage.items() if k <= 7]
+    ends = [f(share) for share in zip(*covered, strict=True) for f in (min, max)]
+    shown = re.findall(r"(\d+) to\s(\d+) %", POLICY[POLICY.index("### Intervals") :])
+    assert [int(x) for pair in shown for x in pair] == pytest.approx(
+        [100 * end for end in ends], abs=0.6
+    )
+
+
+@pytest.mark.slow
 def test_quickstart(tmp_path):
     """What `bash run.sh` runs after installing."""
     found = subprocess.run(

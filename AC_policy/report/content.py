@@ -109,7 +109,11 @@ def _at_stop(study: Study, task: Task, paper: str, cost: str, seed: int) -> Reco
 def _read_sensitivity(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {"variants": list(found["variants"]), "nested": list(found["nested"])}
+        return {
+            "variants": list(found["variants"]),
+            "nested": list(found["nested"]),
+            "held_out": dict(found["held_out"]),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: not what `law policy sensitivity --json {path}` writes ({error})"

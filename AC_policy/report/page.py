@@ -412,6 +412,24 @@ def _sensitivity(content: Content) -> str:
             nested,
             left=2,
         )
+        + _held_out(content.sensitivity["held_out"])
+    )
+
+
+def _held_out(found: dict) -> str:
+    """Figures on representations that the prior never saw."""
+    rows = [[name, *map(_number, regret)] for name, regret in found["regret"].items()]
+    runs = [str(k) for k in range(1, found["unseen"])]
+    return (
+        "<h3>Representations that the prior never saw</h3>"
+        + _p(
+            f"{found['seen']} candidates teach the prior on the other benchmarks, the policy "
+            f"chooses among the other {found['unseen']} ({found['splits']} random splits). Regret "
+            "of the best one held after k runs, beside finetuning in the order of A + C and at "
+            f"random. By itself bayes stops after {found['stops']:.2f} of {found['unseen']} runs, "
+            f"with a regret of {100 * found['regret_then']:.1f} %."
+        )
+        + _table(["order", *runs], rows)
     )
 
 

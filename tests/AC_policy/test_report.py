@@ -39,6 +39,14 @@ SENSITIVITY = {
             "regret_top3": [0.0] * 6,
         }
     ],
+    "held_out": {
+        "splits": 60,
+        "seen": 8,
+        "unseen": 5,
+        "regret": {"bayes": [0.07, 0.02, 0.01, 0.0], "A+C": [0.06, 0.01, 0.0, 0.0]},
+        "stops": 2.5,
+        "regret_then": 0.0034,
+    },
 }
 
 
