@@ -48,6 +48,7 @@ install_package() {
   if [ "${2:-}" != always ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
     return
   fi
+  echo "run.sh: installing into $("$python" -c 'import sys; print(sys.prefix)'), some minutes the first time" >&2
   "$python" -m pip install --quiet --upgrade "pip>=24"
   if [ "$extras" = base ]; then
     "$python" -m pip install --quiet -e .

@@ -79,7 +79,11 @@ def add_study(parser: argparse.ArgumentParser, paper: Sequence[str]) -> None:
         "off": "not used" + ("" if "prior" in paper else " (default)"),
     }
     parser.add_argument(
-        "--table", action="append", metavar="CSV", help="results table; default: the paper's"
+        "--table",
+        action="extend",
+        nargs="+",
+        metavar="CSV",
+        help="results tables; default: the paper's",
     )
     parser.add_argument(
         "--paper",

@@ -93,6 +93,20 @@ def test_recommend_prints_trust_first(law, tmp_path, table):
     assert answer["k"] == 1
 
 
+def test_several_tables_after_one_flag_or_several(law, tmp_path, table):
+    other = tmp_path / "more.csv"
+    other.write_text(
+        "representation,quantity,benchmark,value,unit,protocol\nb,performance,MME,1400,points,mine\n"
+    )
+    shown = []
+    for flags in (["--table", table, other], ["--table", table, "--table", other]):
+        code, out, _ = law("policy", "recommend", *flags, "--benchmark", "MME")
+        assert code == 0
+        shown.append(out)
+    assert shown[0] == shown[1]
+    assert "MME: 2 of 3 finetuned" in shown[0]
+
+
 def test_replay_ends_with_a_stop(law):
     code, out, _ = law("policy", "recommend", "--benchmark", "VizWiz", "--replay")
     assert code == 0
