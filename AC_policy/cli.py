@@ -34,12 +34,16 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", help="R² of A and C, left-out and under permutation")
     add_study(fit, paper=("join", "off"))
+    _add_scale(fit)
+    _add_json(fit)
     fit.add_argument("--draws", type=int, default=1000, help="shuffles behind each null")
     fit.set_defaults(run=_fit)
 
     backtest = commands.add_parser("backtest", help="replay a policy where the truth is known")
     add_study(backtest, paper=("join", "off"))
-    backtest.add_argument("--policy", required=True, help="paper, bayes or random")
+    _add_scale(backtest)
+    _add_json(backtest)
+    backtest.add_argument("--policy", required=True, metavar="{paper,bayes,random}")
     backtest.add_argument("--trials", type=int, default=1000, help="runs of a random policy")
     backtest.add_argument(
         "--noise-band", type=float, help="fraction of the range inside which results tie"
@@ -49,11 +53,15 @@ def _parser() -> argparse.ArgumentParser:
 
     recommend = commands.add_parser("recommend", help="what to finetune next, and when to stop")
     add_study(recommend, paper=("prior", "join", "off"))
+    _add_scale(recommend)
+    _add_json(recommend)
     recommend.add_argument("--benchmark", required=True, help="lmms-eval task or display name")
     recommend.add_argument(
         "--tolerance", type=float, help="expected regret to stop at, fraction of the range"
     )
-    recommend.add_argument("--cost", default="paper", help="cost model: paper, authors or llava")
+    recommend.add_argument(
+        "--cost", default="paper", metavar="{paper,authors,llava}", help="GPU hours by whose count"
+    )
     recommend.add_argument(
         "--rank-anyway", action="store_true", help="rank also where the law fails its test"
     )
@@ -67,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "sensitivity", help="how far bayes carries: its constants, nested choice, unseen candidates"
     )
     add_study(sensitivity, paper=("join", "off"))
+    _add_json(sensitivity)
     sensitivity.set_defaults(run=_sensitivity)
     return parser
 
@@ -91,10 +100,7 @@ def add_study(parser: argparse.ArgumentParser, paper: Sequence[str]) -> None:
         default="prior" if "prior" in paper else "off",
         help="beside --table, the paper's: " + "; ".join(f"{k}: {meaning[k]}" for k in paper),
     )
-    parser.add_argument("--a", default="cosine", help="which A score: cosine or nll")
-    parser.add_argument(
-        "--scale", default="candidates", help="min-max of A and C over: candidates or finetuned"
-    )
+    parser.add_argument("--a", default="cosine", metavar="{cosine,nll}", help="which A score")
     parser.add_argument(
         "--protocol",
         action="append",
@@ -102,7 +108,19 @@ def add_study(parser: argparse.ArgumentParser, paper: Sequence[str]) -> None:
         metavar="QUANTITY=NAME",
         help="which protocol, where the table holds several",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default 0)")
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scale",
+        default="candidates",
+        metavar="{candidates,finetuned}",
+        help="what A and C are min-max scaled over",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
 
 
@@ -117,8 +135,9 @@ def read_study(arguments: argparse.Namespace, also: Sequence[str] = ()) -> "Stud
     from AC_policy.paper import LAW_TABLES
     from AC_policy.study import load_study
 
-    if arguments.scale not in SCALES:
-        raise UsageError(unknown_name("scale", arguments.scale, SCALES))
+    scale = getattr(arguments, "scale", SCALES[0])
+    if scale not in SCALES:
+        raise UsageError(unknown_name("scale", scale, SCALES))
     tables = list(arguments.table or [])
     if not tables or arguments.paper == "join":
         tables += LAW_TABLES
@@ -250,8 +269,6 @@ def _recommend(arguments: argparse.Namespace) -> None:
     from AC_policy.recommend import recommend
 
     options = _options(arguments)
-    if not 0 <= options.tolerance < 1:
-        raise UsageError(f"--tolerance is {options.tolerance}; expected a fraction, 0 to 1")
     study = read_study(arguments, [arguments.benchmark])
     answer = recommend(
         study,

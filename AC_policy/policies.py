@@ -66,6 +66,20 @@ class BayesOptions:
     tolerance: float = TOLERANCE
     draws: int = DRAWS
 
+    def __post_init__(self):
+        low, high = self.scale_range
+        for name, value, fits, expected in (
+            ("ridge", self.ridge, self.ridge > 0, "more than 0"),
+            ("jitter", self.jitter, self.jitter > 0, "more than 0"),
+            ("noise", self.noise, self.noise is None or self.noise > 0, "more than 0, or null"),
+            ("scale_range", self.scale_range, 0 < low < high, "two growing numbers above 0"),
+            ("beta", self.beta, self.beta is None or self.beta >= 0, "0 or more, or null"),
+            ("tolerance", self.tolerance, 0 <= self.tolerance < 1, "a fraction from 0 to below 1"),
+            ("draws", self.draws, self.draws >= 100, "100 or more"),
+        ):
+            if not fits:
+                raise UsageError(f"{name} is {value}; expected {expected}")
+
 
 @dataclass(frozen=True)
 class Setting:

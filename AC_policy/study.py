@@ -19,7 +19,6 @@ from llava.results import QUANTITIES, UNITS, ResultsTable, read
 logger = get_logger("policy")
 
 A_QUANTITY = {"cosine": "A_cosine", "nll": "A_nll"}
-SCALES = ("candidates", "finetuned")
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,16 @@ def main(argv: list[str]) -> None:
         prog="law report", description="One HTML file: the law, the ranking, how sure it is."
     )
     add_study(parser, paper=("prior", "join", "off"))
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default report.html"
+    )
     parser.add_argument(
         "--benchmark", default="", help="shown in the large figures; default: the first"
     )
     parser.add_argument("--trials", type=int, default=1000, help="of the random policies")
-    parser.add_argument("--cost", default="paper", help="cost model: paper, authors or llava")
+    parser.add_argument(
+        "--cost", default="paper", metavar="{paper,authors,llava}", help="GPU hours by whose count"
+    )
     parser.add_argument(
         "--sensitivity",
         type=Path,

@@ -47,7 +47,7 @@ def design(points):
     return PolynomialFeatures(2).fit_transform(points)
 
 
-# ----------------------------------------------------------------------------------- region sampling
+# ---------------------------------------------------------------------------------- region sampling
 
 
 def cell_of(point, level):
@@ -220,89 +220,102 @@ def plain_prior(tables, ridge, jitter):
 
 
 class PlainPosterior:
-    """y_i = off + s (f_i + m_i), f_i = x_i·w + e_i, by conditioning one joint Gaussian per s.
+    """y_i = off + s f_i, f_i = x_i·w + e_i, by conditioning one joint Gaussian of all f per s.
 
-    The joint vector is (f, u), u_i = f_i + m_i. For one s the runs say off/s + u_i = y_i / s. The
-    flat offset is dealt with exactly: differences to the first run condition f and u without it,
-    and what is left fixes off/s = y_1 / s - u_1. Everything about performance follows, since a
-    further run would give s (off/s + f_i + m'_i) with fresh noise m'.
+    The flat offset is dealt with exactly: differences to the first run condition f without it, and
+    what is left of the first run fixes off/s = y_1 / s - f_1.
     """
 
-    def __init__(self, points, y, mean, cov, noise, run_noise, scales):
+    def __init__(self, points, y, mean, cov, noise, scale_range, scale_points):
         X = design(points)
         n = len(X)
-        runs = [i for i in range(n) if not math.isnan(y[i])]
-        self.n, self.runs, self.run_noise, self.scales = n, runs, run_noise, list(scales)
+        self.runs = [i for i in range(n) if not math.isnan(y[i])]
+        first, rest = self.runs[0], self.runs[1:]
+        seen = np.array([y[i] - y[first] for i in rest])
+        spread = max(y[i] for i in self.runs) - min(y[i] for i in self.runs)
+        low, high = math.log(scale_range[0]), math.log(scale_range[1])
+        step = (high - low) / (scale_points - 1)
+        self.scales = [spread * math.exp(low + step * g) for g in range(scale_points)]
         f_mean = X @ mean
         f_cov = X @ cov @ X.T + noise * np.eye(n)
-        joint_mean = np.concatenate([f_mean, f_mean])
-        joint_cov = np.block([[f_cov, f_cov], [f_cov, f_cov + run_noise**2 * np.eye(n)]])
-        # Differences of u between the first run and the others: rows of D @ joint.
-        first, rest = runs[0], runs[1:]
-        D = np.zeros((len(rest), 2 * n))
-        for row, other in enumerate(rest):
-            D[row, n + other], D[row, n + first] = 1, -1
-        middle = D @ joint_cov @ D.T
-        gain = np.linalg.solve(middle, D @ joint_cov).T
-        self.joint_cov = joint_cov - gain @ D @ joint_cov
-        self.joint_means, log_weights = [], []
+        difference = np.array([np.eye(n)[i] - np.eye(n)[first] for i in rest])
+        middle = difference @ f_cov @ difference.T
+        gain = np.linalg.solve(middle, difference @ f_cov).T
+        self.cov = f_cov - gain @ difference @ f_cov
+        self.means, log_weights = [], []
         for s in self.scales:
-            seen = np.array([(y[other] - y[first]) / s for other in rest])
-            self.joint_means.append(joint_mean + gain @ (seen - D @ joint_mean))
-            # The density of the differences of y; the flat offset adds a constant.
-            law = stats.multivariate_normal(s * (D @ joint_mean), s**2 * middle)
-            log_weights.append(law.logpdf([y[other] - y[first] for other in rest]))
-        weights = np.exp(np.array(log_weights) - max(log_weights))
-        self.weights = weights / sum(weights)
-        self.y = y
+            self.means.append(f_mean + gain @ (seen / s - difference @ f_mean))
+            # The density of the differences of y; a flat offset adds a factor without s.
+            law = stats.multivariate_normal(s * (difference @ f_mean), s**2 * middle)
+            log_weights.append(law.logpdf(seen))
+        weights = [math.exp(value - max(log_weights)) for value in log_weights]
+        self.weights = [value / sum(weights) for value in weights]
+        self.y, self.n = y, n
 
-    def law(self, which):
-        """(means per scale [G, n], covariance [n, n]) of `f`, of `u`, or of `shown`.
+    def mean_std(self):
+        """Mean and standard deviation of every f, over the scales."""
+        return mixture_moments(self.weights, self.means, [np.diag(self.cov)] * len(self.means))
 
-        `shown` is u for finetuned candidates (what was measured) and f for the others."""
-        rows = {
-            "f": list(range(self.n)),
-            "u": [self.n + i for i in range(self.n)],
-            "shown": [self.n + i if i in self.runs else i for i in range(self.n)],
-        }[which]
-        return np.array([m[rows] for m in self.joint_means]), self.joint_cov[np.ix_(rows, rows)]
+    def expected_gain(self):
+        """E max(f_i - f_best, 0) by quadrature over the difference, scale after scale."""
+        best = max(self.runs, key=lambda i: self.y[i])
+        gains = []
+        for i in range(self.n):
+            variance = self.cov[i, i] + self.cov[best, best] - 2 * self.cov[i, best]
+            gain = 0.0
+            for weight, mean in zip(self.weights, self.means, strict=True):
+                centre, width = mean[i] - mean[best], math.sqrt(max(variance, 0.0))
+                if width < 1e-6:  # both measured
+                    gain += weight * max(centre, 0.0)
+                else:
+                    gain += weight * stats.norm.expect(
+                        lambda z, centre=centre, width=width: centre + width * z,
+                        lb=-centre / width,
+                    )
+            gains.append(gain)
+        return gains
 
-    def mean_std(self, which):
-        """Mean and standard deviation of the mixture over scales."""
-        means, cov = self.law(which)
-        mean = sum(w * m for w, m in zip(self.weights, means, strict=True))
-        spread = sum(w * (m - mean) ** 2 for w, m in zip(self.weights, means, strict=True))
-        return mean, np.sqrt(np.diag(cov) + spread)
+    def performance(self):
+        """Mean and standard deviation of performance; scales weighted by weight / s."""
+        first = self.runs[0]
+        C = self.cov
+        means = [
+            self.y[first] + s * (mean - mean[first])
+            for s, mean in zip(self.scales, self.means, strict=True)
+        ]
+        to_first = [C[i, i] + C[first, first] - 2 * C[i, first] for i in range(self.n)]
+        variances = [s**2 * np.array(to_first) for s in self.scales]
+        weights = [w / s for w, s in zip(self.weights, self.scales, strict=True)]
+        return mixture_moments([w / sum(weights) for w in weights], means, variances)
 
-    def level(self):
-        """(means per scale [G, n], variance [n]) of performance of a further run, over s.
-
-        off/s = y_1 / s - u_1, so a further run over s is y_1 / s + (f_i - u_1) + m'."""
-        first = self.n + self.runs[0]
-        means = np.array(
-            [
-                [self.y[self.runs[0]] / s + m[i] - m[first] for i in range(self.n)]
-                for s, m in zip(self.scales, self.joint_means, strict=True)
-            ]
-        )
-        C = self.joint_cov
-        variance = [C[i, i] + C[first, first] - 2 * C[i, first] for i in range(self.n)]
-        return means, np.array(variance) + self.run_noise**2
+    def draw(self, draws, rng):
+        """(f [draws, n], s [draws]) from the joint distribution, one after another."""
+        root = np.linalg.cholesky(self.cov + 1e-12 * np.eye(self.n))
+        picks = rng.choice(len(self.scales), size=draws, p=self.weights)
+        f = [self.means[g] + root @ rng.standard_normal(self.n) for g in picks]
+        return np.array(f), np.array(self.scales)[picks]
 
 
-def mixture_quantile(weights, means, stds, level):
-    """Quantile of a mixture of normals, by root finding on its CDF."""
-    from scipy.optimize import brentq
+def mixture_moments(weights, means, variances):
+    """Mean and standard deviation of a mixture."""
+    mean = sum(w * m for w, m in zip(weights, means, strict=True))
+    variance = sum(
+        w * (v + (m - mean) ** 2) for w, m, v in zip(weights, means, variances, strict=True)
+    )
+    return mean, np.sqrt(np.maximum(variance, 0))
 
-    def excess(value):
-        return (
-            sum(
-                w * stats.norm.cdf(value, m, s)
-                for w, m, s in zip(weights, means, stds, strict=True)
-            )
-            - level
-        )
 
-    low = min(m - 12 * s for m, s in zip(means, stds, strict=True))
-    high = max(m + 12 * s for m, s in zip(means, stds, strict=True))
-    return brentq(excess, low, high, xtol=1e-12 * (high - low))
+def plain_odds(f, noise, incumbent, rng, top):
+    """P(best), P(in the top m), expected regret of the incumbent, over draws of f, one by one.
+
+    `noise` [draws, n]: standard deviation of a rerun, on the scale of f, 0 where not finetuned."""
+    n = f.shape[1]
+    best, among, regret = np.zeros(n), np.zeros(n), 0.0
+    for row, deviation in zip(f, noise, strict=True):
+        regret += (max(row) - row[incumbent]) / (max(row) - min(row))
+        rerun = row + deviation * rng.standard_normal(n)
+        places = sorted(range(n), key=lambda i: -rerun[i])
+        best[places[0]] += 1
+        for i in places[:top]:
+            among[i] += 1
+    return best / len(f), among / len(f), regret / len(f)

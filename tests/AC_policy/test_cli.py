@@ -131,6 +131,10 @@ def test_constants_come_from_yaml(law, tmp_path):
     answer = json.loads((tmp_path / "b.json").read_text())
     assert answer["constants"]["tolerance"] == 0.05
     assert answer["constants"]["ridge"] == 0.1
+    path.write_text("scale_range: [3, 2]\n")
+    code, _, err = law("policy", "backtest", "--policy", "bayes", "--constants", path)
+    assert code == 2
+    assert "scale_range is (3.0, 2.0); expected two growing numbers" in err
     path.write_text("tolerence: 5e-2\n")
     code, _, err = law("policy", "backtest", "--policy", "bayes", "--constants", path)
     assert code == 2
@@ -163,7 +167,7 @@ def test_the_shipped_constants_are_the_defaults():
         (["fit", "--protocol", "C_pck"], 2, "QUANTITY=NAME"),
         (["fit", "--protocol", "C_pkc=x"], 2, "did you mean 'C_pck'"),
         (["fit", "--protocol", "C_pck=published/table4"], 2, "did you mean 'published/table5'"),
-        (["recommend", "--benchmark", "MME", "--tolerance", "7"], 2, "--tolerance"),
+        (["recommend", "--benchmark", "MME", "--tolerance", "7"], 2, "tolerance is 7"),
         (["recommend", "--benchmark", "MME", "--cost", "lava"], 2, "did you mean 'llava'"),
     ],
 )
