@@ -212,7 +212,8 @@ def curves(results: dict[str, Backtest]) -> str:
             recall = np.mean([row["recall_at_3"] for row in rows])
             regret = np.mean([row["regret_top3"] for row in rows])
             dashes = (6 * list(BASELINE_COLOURS).index(name), (5, 13))  # side by side on one line
-            left.axhline(recall, color=colour, lw=1.4, ls=dashes, label=f"{name}, no finetuning")
+            left.axhline(recall, color=colour, lw=1.4, ls=dashes)
+            left.plot([], [], color=colour, lw=1.4, ls="--", label=f"{name}, no finetuning")
             right.axhline(regret, color=colour, lw=1.4, ls=dashes)
         left.set(xlabel="finetuning runs k", title="best setting in the top 3", ylim=(0, 1.03))
         right.set(xlabel="finetuning runs k", title="regret of the best of the top 3, of the range")

@@ -185,33 +185,27 @@ def plain_tau(truth, prediction):
 
 
 def random_top(truth, m):
-    """(recall of the best, mean regret) over all sets of m candidates."""
+    """(recall of a best one, mean regret) over all sets of m candidates."""
     regret = plain_regret(truth)
-    best = int(np.argmax(truth))
-    sets = list(itertools.combinations(range(len(truth)), m))
-    hits = sum(best in chosen for chosen in sets)
-    return hits / len(sets), sum(min(regret[i] for i in chosen) for chosen in sets) / len(sets)
+    found = [min(chosen) for chosen in itertools.combinations(regret, m)]
+    return sum(value == 0 for value in found) / len(found), sum(found) / len(found)
 
 
 # -------------------------------------------------------------------------- prior and posterior
 
 
 def plain_prior(tables, ridge, jitter):
-    """(mean [6], cov [6, 6], mean residual variance) from (scores, performance) of benchmarks.
+    """(mean [6], cov [6, 6], noise variance) from the (scores, performance) of benchmarks.
 
-    The residual variance is per degree of freedom: n - tr(H), H the matrix that turns
-    performance into its ridge fit."""
+    Each benchmark is one ridge regression of min-max performance on the six columns, the constant
+    penalised as the others; the noise is the mean of RSS / (rows - 6)."""
     found, variances = [], []
     for scores, performance in tables:
         X = design(unit_square(scores))
         y = MinMaxScaler().fit_transform(np.reshape(performance, (-1, 1)))[:, 0]
         fit = Ridge(alpha=ridge, fit_intercept=False).fit(X, y)
         found.append(fit.coef_)
-        hat_trace = sum(
-            Ridge(alpha=ridge, fit_intercept=False).fit(X, unit).predict(X)[i]
-            for i, unit in enumerate(np.eye(len(y)))
-        )
-        variances.append(sum((y - fit.predict(X)) ** 2) / (len(y) - hat_trace))
+        variances.append(sum((y - fit.predict(X)) ** 2) / (len(y) - 6))
     return (
         np.mean(found, axis=0),
         np.cov(np.array(found), rowvar=False, ddof=1) + jitter * np.eye(6),
@@ -223,22 +217,27 @@ class PlainPosterior:
     """y_i = off + s f_i, f_i = x_i·w + e_i, by conditioning one joint Gaussian of all f per s.
 
     The flat offset is dealt with exactly: differences to the first run condition f without it, and
-    what is left of the first run fixes off/s = y_1 / s - f_1.
+    what is left of the first run fixes off/s = y_1 / s - f_1. With fewer than two runs, or equal
+    ones, nothing is said about f, and there is one entry whose scale is unknown.
     """
 
-    def __init__(self, points, y, mean, cov, noise, scale_range, scale_points):
+    def __init__(self, points, y, prior, scale_range, scale_points):
+        mean, cov, noise = prior
         X = design(points)
-        n = len(X)
-        self.runs = [i for i in range(n) if not math.isnan(y[i])]
+        self.y, self.n = y, len(X)
+        f_mean = X @ mean
+        f_cov = X @ cov @ X.T + noise * np.eye(self.n)
+        self.runs = [i for i in range(self.n) if not math.isnan(y[i])]
+        if len({y[i] for i in self.runs}) < 2:
+            self.scales, self.weights, self.means, self.cov = [math.nan], [1.0], [f_mean], f_cov
+            return
         first, rest = self.runs[0], self.runs[1:]
         seen = np.array([y[i] - y[first] for i in rest])
         spread = max(y[i] for i in self.runs) - min(y[i] for i in self.runs)
         low, high = math.log(scale_range[0]), math.log(scale_range[1])
         step = (high - low) / (scale_points - 1)
         self.scales = [spread * math.exp(low + step * g) for g in range(scale_points)]
-        f_mean = X @ mean
-        f_cov = X @ cov @ X.T + noise * np.eye(n)
-        difference = np.array([np.eye(n)[i] - np.eye(n)[first] for i in rest])
+        difference = np.array([np.eye(self.n)[i] - np.eye(self.n)[first] for i in rest])
         middle = difference @ f_cov @ difference.T
         gain = np.linalg.solve(middle, difference @ f_cov).T
         self.cov = f_cov - gain @ difference @ f_cov
@@ -250,29 +249,31 @@ class PlainPosterior:
             log_weights.append(law.logpdf(seen))
         weights = [math.exp(value - max(log_weights)) for value in log_weights]
         self.weights = [value / sum(weights) for value in weights]
-        self.y, self.n = y, n
 
     def mean_std(self):
         """Mean and standard deviation of every f, over the scales."""
         return mixture_moments(self.weights, self.means, [np.diag(self.cov)] * len(self.means))
 
+    def incumbent(self):
+        """The best one run so far."""
+        mean, _ = self.mean_std()
+        return max(self.runs, key=lambda i: mean[i])
+
     def expected_gain(self):
-        """E max(f_i - f_best, 0) by quadrature over the difference, scale after scale."""
-        best = max(self.runs, key=lambda i: self.y[i])
+        """E max(f_i - f_best, 0), by summing over a fine grid of the difference, s after s."""
+        best = self.incumbent()
+        z = np.linspace(-12, 12, 24001)
+        density = stats.norm.pdf(z) * (z[1] - z[0])
         gains = []
         for i in range(self.n):
             variance = self.cov[i, i] + self.cov[best, best] - 2 * self.cov[i, best]
-            gain = 0.0
-            for weight, mean in zip(self.weights, self.means, strict=True):
-                centre, width = mean[i] - mean[best], math.sqrt(max(variance, 0.0))
-                if width < 1e-6:  # both measured
-                    gain += weight * max(centre, 0.0)
-                else:
-                    gain += weight * stats.norm.expect(
-                        lambda z, centre=centre, width=width: centre + width * z,
-                        lb=-centre / width,
-                    )
-            gains.append(gain)
+            width = math.sqrt(max(variance, 0.0))
+            gains.append(
+                sum(
+                    weight * float(density @ np.maximum(mean[i] - mean[best] + width * z, 0))
+                    for weight, mean in zip(self.weights, self.means, strict=True)
+                )
+            )
         return gains
 
     def performance(self):
@@ -288,12 +289,37 @@ class PlainPosterior:
         weights = [w / s for w, s in zip(self.weights, self.scales, strict=True)]
         return mixture_moments([w / sum(weights) for w in weights], means, variances)
 
-    def draw(self, draws, rng):
-        """(f [draws, n], s [draws]) from the joint distribution, one after another."""
+    def odds(self, noise, draws, rng, top=3):
+        """P(best), P(in the top m), mean of max f - f of the incumbent; one draw after another.
+
+        `noise` is the standard deviation of a rerun in the unit of y; it moves those run, and
+        only for the chances."""
         root = np.linalg.cholesky(self.cov + 1e-12 * np.eye(self.n))
-        picks = rng.choice(len(self.scales), size=draws, p=self.weights)
-        f = [self.means[g] + root @ rng.standard_normal(self.n) for g in picks]
-        return np.array(f), np.array(self.scales)[picks]
+        chosen = self.incumbent()
+        best, among, regret = np.zeros(self.n), np.zeros(self.n), 0.0
+        for g in rng.choice(len(self.scales), size=draws, p=self.weights):
+            f = self.means[g] + root @ rng.standard_normal(self.n)
+            regret += max(f) - f[chosen]
+            if not math.isnan(self.scales[g]):
+                for i in self.runs:
+                    f[i] += noise[i] / self.scales[g] * rng.standard_normal()
+            places = sorted(range(self.n), key=f.__getitem__, reverse=True)
+            best[places[0]] += 1
+            among[places[:top]] += 1
+        return best / draws, among / draws, regret / draws
+
+
+def bayes_order(points, performance, prior, scale_range, scale_points):
+    """The order in which `bayes` finetunes everything, and the ranking before every run."""
+    n, order, rankings = len(points), [], []
+    while len(order) < n:
+        y = [performance[i] if i in order else math.nan for i in range(n)]
+        state = PlainPosterior(points, y, prior, scale_range, scale_points)
+        mean, _ = state.mean_std()
+        rankings.append(ranked(mean))
+        merit = state.expected_gain() if order else mean
+        order.append(max((i for i in range(n) if i not in order), key=lambda i: merit[i]))
+    return order, rankings
 
 
 def mixture_moments(weights, means, variances):
@@ -303,19 +329,3 @@ def mixture_moments(weights, means, variances):
         w * (v + (m - mean) ** 2) for w, m, v in zip(weights, means, variances, strict=True)
     )
     return mean, np.sqrt(np.maximum(variance, 0))
-
-
-def plain_odds(f, noise, incumbent, rng, top):
-    """P(best), P(in the top m), expected regret of the incumbent, over draws of f, one by one.
-
-    `noise` [draws, n]: standard deviation of a rerun, on the scale of f, 0 where not finetuned."""
-    n = f.shape[1]
-    best, among, regret = np.zeros(n), np.zeros(n), 0.0
-    for row, deviation in zip(f, noise, strict=True):
-        regret += (max(row) - row[incumbent]) / (max(row) - min(row))
-        rerun = row + deviation * rng.standard_normal(n)
-        places = sorted(range(n), key=lambda i: -rerun[i])
-        best[places[0]] += 1
-        for i in places[:top]:
-            among[i] += 1
-    return best / len(f), among / len(f), regret / len(f)
