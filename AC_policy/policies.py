@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from AC_policy.features import min_max, polynomial
-from AC_policy.law import rank_tolerance
+from AC_policy.law import RANK_TOLERANCE
 from AC_policy.noise import result_noise
 from AC_policy.posterior import SCALE_RANGE, Posterior, posterior
 from AC_policy.prior import JITTER, RIDGE, learn_prior
@@ -203,6 +203,6 @@ def predict(features: np.ndarray, sets: np.ndarray, y: np.ndarray) -> np.ndarray
     rows = np.broadcast_to(np.arange(len(features))[:, None], sets.shape)
     chosen, target = features[rows, sets], y[sets]
     mean, centre = chosen.mean(1, keepdims=True), target.mean(1, keepdims=True)
-    solve = np.linalg.pinv(chosen - mean, rcond=rank_tolerance(chosen.shape[1:]))
+    solve = np.linalg.pinv(chosen - mean, rcond=RANK_TOLERANCE)
     weights = solve @ (target - centre)[..., None]
     return ((features - mean) @ weights)[..., 0] + centre

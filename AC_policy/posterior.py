@@ -100,7 +100,8 @@ class Posterior:
         difference_Gn = self.mean_Gn - self.mean_Gn[:, [best]]
         variance = _quadratic(self.map_nQ - self.map_nQ[best], self.cov_QQ)
         variance += self.open_n + self.open_n[best]
-        std = np.sqrt(np.maximum(variance, 1e-15))
+        variance[best] = 0.0
+        std = np.sqrt(np.maximum(variance, 1e-30))
         z = difference_Gn / std
         density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
         return self.weight_G @ (difference_Gn * ndtr(z) + std * density)

@@ -194,22 +194,24 @@ def random_top(truth, m):
 # -------------------------------------------------------------------------- prior and posterior
 
 
-def plain_prior(tables, ridge, jitter):
-    """(mean [6], cov [6, 6], noise variance) from the (scores, performance) of benchmarks.
+def plain_coefficients(scores, performance, rows, ridge):
+    """(ridge coefficients [6], RSS / (rows - 6)) of one benchmark from its finetuned `rows`.
 
-    Each benchmark is one ridge regression of min-max performance on the six columns, the constant
-    penalised as the others; the noise is the mean of RSS / (rows - 6)."""
-    found, variances = [], []
-    for scores, performance in tables:
-        X = design(unit_square(scores))
-        y = MinMaxScaler().fit_transform(np.reshape(performance, (-1, 1)))[:, 0]
-        fit = Ridge(alpha=ridge, fit_intercept=False).fit(X, y)
-        found.append(fit.coef_)
-        variances.append(sum((y - fit.predict(X)) ** 2) / (len(y) - 6))
+    Min-max performance on the six columns, the constant penalised as the others."""
+    X = design(unit_square(scores))[list(rows)]
+    y = MinMaxScaler().fit_transform(np.reshape(performance, (-1, 1))[list(rows)])[:, 0]
+    fit = Ridge(alpha=ridge, fit_intercept=False).fit(X, y)
+    return fit.coef_, sum((y - fit.predict(X)) ** 2) / (len(y) - 6)
+
+
+def plain_prior(tables, ridge, jitter):
+    """(mean [6], cov [6, 6], noise variance) from the (scores, performance) of benchmarks."""
+    fits = [plain_coefficients(scores, y, range(len(y)), ridge) for scores, y in tables]
+    found = np.array([coefficients for coefficients, _ in fits])
     return (
         np.mean(found, axis=0),
-        np.cov(np.array(found), rowvar=False, ddof=1) + jitter * np.eye(6),
-        float(np.mean(variances)),
+        np.cov(found, rowvar=False, ddof=1) + jitter * np.eye(6),
+        float(np.mean([variance for _, variance in fits])),
     )
 
 

@@ -91,11 +91,11 @@ def test_null_of_a_benchmark_is_the_95th_percentile_over_shuffles(study, law):
 
 
 def test_null_of_random_columns(study, law):
-    """Mean R² of random columns: p / (n - 1) of any fit to noise, 1/12 linear and 5/12 degree 2."""
+    """Rows that could as well be swapped have R² columns / (rows - 1) in expectation."""
     for fits in law.benchmarks.values():
-        # Exact for Gaussian columns, near it for uniform ones; 2000 draws have an s.e. below .004.
-        assert fits["random_linear"].r2 == pytest.approx(1 / 12, abs=0.02)
-        assert fits["random_degree2"].r2 == pytest.approx(5 / 12, abs=0.03)
+        # Over 2000 draws with standard deviations of .11 and .17: 5 standard errors.
+        assert fits["random_linear"].r2 == pytest.approx(1 / 12, abs=0.0125)
+        assert fits["random_degree2"].r2 == pytest.approx(5 / 12, abs=0.02)
         assert fits["random_linear"].r2_loo < 0
 
 
