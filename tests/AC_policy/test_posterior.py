@@ -101,10 +101,6 @@ def test_expected_gain_of_those_open(k):
             np.testing.assert_allclose(fast.expected_gain()[~still], 0, atol=2e-8)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="with one run its own e_i is counted twice, as if it were another's",
-)
 def test_one_run_gains_nothing_over_itself():
     fast, slow = both(paper_study().task("mme"), [4])
     assert slow.expected_gain()[4] == 0

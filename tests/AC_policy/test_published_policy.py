@@ -48,10 +48,6 @@ def test_predictions_are_those_of_the_pipeline(study, scale, k):
             np.testing.assert_allclose(prediction, expected, rtol=0, atol=1e-8 * size)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="predict keeps a direction that is rounding (SDim, SD1.5): rank_tolerance is too small",
-)
 def test_every_pair_follows_the_line_through_it(study):
     """Minimum norm on two rows: predictions change only along the difference of the two."""
     sets = np.array(list(itertools.combinations(range(13), 2)))
