@@ -12,7 +12,7 @@ from llava.errors import UsageError, unknown_name
 from llava.files import write_json
 from llava.results import QUANTITIES
 
-if TYPE_CHECKING:  # numpy is imported by the commands that need it, so that --help is quick
+if TYPE_CHECKING:  # what computes is imported by the command that needs it: --help is quick
     from AC_policy.recommend import Recommendation
     from AC_policy.study import Study
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +136,13 @@ def test_golden_data_are_small():
     """Everything in folders called `golden`, together."""
     sizes = [(ROOT / path).stat().st_size for path in FILES if "golden" in path.parts]
     assert sum(sizes) < GOLDEN_BYTES
+
+
+def test_run_sh_says_how_it_is_called(tmp_path):
+    """From any folder, and without installing anything."""
+    found = subprocess.run(
+        ["bash", ROOT / "run.sh", "tset"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.returncode == 2
+    assert "bash run.sh test [--fast]" in found.stderr
+    assert found.stdout == ""
