@@ -9,6 +9,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from AC_policy.features import min_max, polynomial
+from AC_policy.law import RANK_TOLERANCE
 from AC_policy.paper import paper_study
 from AC_policy.policies import DRAWS, TOLERANCE, may_stop, propose
 from AC_policy.posterior import SCALE_RANGE, posterior
@@ -43,7 +44,7 @@ class ACRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"degree is {self.degree}; expected 1 or 2")
         over = X if candidates is None else validate_data(self, candidates, reset=False)
         self.scaler_ = MinMaxScaler().fit(over)
-        self.model_ = LinearRegression().fit(self._features(X), y)
+        self.model_ = LinearRegression(tol=RANK_TOLERANCE).fit(self._features(X), y)
         self.coef_, self.intercept_ = self.model_.coef_, self.model_.intercept_
         return self
 

@@ -132,7 +132,8 @@ class Posterior:
             shared_Dn = rng.standard_normal((len(which), shared_nQ.shape[1])) @ shared_nQ.T
             f_Dn = self.mean_Gn[which] + shared_Dn + own_n * rng.standard_normal((len(which), n))
             if chosen is not None:
-                regret += (f_Dn.max(1) - f_Dn[:, chosen]).sum()
+                top_D = f_Dn.max(1)
+                regret += ((top_D - f_Dn[:, chosen]) / (top_D - f_Dn.min(1))).sum()
             f_Dn += noise_Gn[which] * rng.standard_normal(f_Dn.shape)
             best += np.bincount(f_Dn.argmax(1), minlength=n)
             leaders = np.argpartition(-f_Dn, take - 1, axis=1)[:, :take]
@@ -144,7 +145,8 @@ class Posterior:
 class Odds:
     """P(best) [n], P(in the top m) [n], and the expected regret of the best finetuned one.
 
-    Regret is a fraction of the range that the candidates' performances span; NaN before any run.
+    Regret is a fraction of the range that all candidates' performances span, draw by draw; NaN
+    before any run.
     """
 
     best: np.ndarray

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 from scipy import stats
+from sklearn import config_context
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import LeaveOneOut
 from sklearn.preprocessing import MinMaxScaler, PolynomialFeatures
@@ -151,7 +152,8 @@ def published_curves(scores, performance, orders, scale, band):
                 hit[trial] = sampled[0] == best
             else:
                 if sampled not in known:
-                    prediction = published_prediction(scores, performance, sampled, scale)
+                    with config_context(assume_finite=True, skip_parameter_validation=True):
+                        prediction = published_prediction(scores, performance, sampled, scale)
                     known[sampled] = (ranked(prediction), plain_tau(performance, prediction))
                 places, tau = known[sampled]
                 hit[trial] = hit[trial] or best in places[:3]
@@ -292,7 +294,7 @@ class PlainPosterior:
         return mixture_moments([w / sum(weights) for w in weights], means, variances)
 
     def odds(self, noise, draws, rng, top=3):
-        """P(best), P(in the top m), mean of max f - f of the incumbent; one draw after another.
+        """P(best), P(in the top m), mean normalised regret of the incumbent, draw after draw.
 
         `noise` is the standard deviation of a rerun in the unit of y; it moves those run, and
         only for the chances."""
@@ -301,7 +303,7 @@ class PlainPosterior:
         best, among, regret = np.zeros(self.n), np.zeros(self.n), 0.0
         for g in rng.choice(len(self.scales), size=draws, p=self.weights):
             f = self.means[g] + root @ rng.standard_normal(self.n)
-            regret += max(f) - f[chosen]
+            regret += (max(f) - f[chosen]) / (max(f) - min(f))
             if not math.isnan(self.scales[g]):
                 for i in self.runs:
                     f[i] += noise[i] / self.scales[g] * rng.standard_normal()
