@@ -4,6 +4,7 @@ First hit is the published figure: the best setting was in the top 3 at *some* s
 nobody can see without knowing the answer. Recall and regret at fixed k are what a user gets.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from AC_policy import metrics
 from AC_policy.calibration import GAUSSIAN, bounds_from, replayed_errors
 from AC_policy.features import min_max
 from AC_policy.noise import tie_band
+from AC_policy.paper import is_paper, published_policy
 from AC_policy.policies import REPLAYS, BayesOptions, Replay, Setting
 from AC_policy.prior import MIN_BENCHMARKS, learn_prior
 from AC_policy.study import Study, Task
@@ -65,12 +67,22 @@ class Backtest:
 
     policy: str
     setting: Setting
+    tasks: list[Task]
     benchmarks: dict[str, BenchmarkBacktest]
-    baselines: dict[str, dict[str, dict[str, float]]]
-    """Ranking without finetuning -> benchmark -> recall_at_3, regret_top3, weighted_tau."""
-    coverage: dict[int, tuple[float, float]] | None
-    """Runs k -> share of the not yet finetuned inside their 80 % interval: calibrated on the other
-    benchmarks as in use, and Gaussian as the model has it. Only `bayes` gives intervals."""
+
+    @functools.cached_property
+    def baselines(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Ranking without finetuning -> benchmark -> recall_at_3, regret_top3, weighted_tau."""
+        return baselines(self.tasks)
+
+    @functools.cached_property
+    def coverage(self) -> dict[int, tuple[float, float]] | None:
+        """Runs k -> share of the not yet finetuned inside their 80 % interval.
+
+        Calibrated on the other benchmarks as in use, and Gaussian as the model has it. Only `bayes`
+        gives intervals.
+        """
+        return _coverage(self.tasks, self.setting.bayes) if self.policy == "bayes" else None
 
     def mean(self, curve: str) -> np.ndarray:
         """Mean over benchmarks [shortest n + 1]."""
@@ -111,8 +123,7 @@ def backtest(
         others = [other for other in tasks if other is not task]
         band = tie_band(task) if noise_band is None else noise_band
         found[task.benchmark] = _score(task, REPLAYS[policy](task, others, setting), band)
-    covered = _coverage(tasks, setting.bayes) if policy == "bayes" else None
-    return Backtest(policy, setting, found, baselines(tasks), covered)
+    return Backtest(policy, setting, tasks, found)
 
 
 def finished_tasks(study: Study) -> list[Task]:
@@ -227,9 +238,7 @@ def baselines(tasks: Iterable[Task]) -> dict[str, dict[str, dict[str, float]]]:
 
 def to_json(result: Backtest, study: Study) -> dict:
     """What `law policy backtest --json` writes; curves are lists over k = 0 to n."""
-    from AC_policy.paper import published_policy
-
-    published = published_policy() if _is_paper(study) else {}
+    published = published_policy() if is_paper(study) else {}
     benchmarks = {}
     for name, entry in result.benchmarks.items():
         benchmarks[name] = {
@@ -275,12 +284,6 @@ def to_json(result: Backtest, study: Study) -> dict:
         },
         "random_row": _random_row(result, published),
     }
-
-
-def _is_paper(study: Study) -> bool:
-    from AC_policy.paper import LAW_TABLES
-
-    return set(study.sources) == {str(path) for path in LAW_TABLES}
 
 
 def _random_row(result: Backtest, published: dict) -> dict | None:

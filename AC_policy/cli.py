@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llava import catalog
 from llava.config import load
 from llava.errors import UsageError, unknown_name
-from llava.files import write_json
+from llava.files import ensure_writable, write_json
 from llava.results import QUANTITIES
 
 if TYPE_CHECKING:  # what computes is imported by the command that needs it: --help is quick
@@ -22,6 +22,8 @@ SCALES = ("candidates", "finetuned")
 def main(argv: list[str]) -> None:
     """Runs one sub-command."""
     arguments = _parser().parse_args(argv)
+    if arguments.json:
+        ensure_writable(arguments.json)
     arguments.run(arguments)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from AC_policy import metrics
 from AC_policy.backtest import finished_tasks
 from AC_policy.features import min_max
-from AC_policy.policies import BayesOptions, bayes_states, may_stop
+from AC_policy.policies import BayesOptions, Setting, replay_bayes
 from AC_policy.prior import MIN_ROWS
 from AC_policy.study import Study, Task
 from llava.errors import TableError
@@ -66,15 +66,15 @@ def held_out(
             own = task.only(order[MIN_ROWS:])
             if np.ptp(own.performance) == 0:
                 continue
-            run, stopped = _replay(own, others, options)
+            replay = replay_bayes(own, others, Setting(bayes=options))
             by_sum = np.argsort(-min_max(own.scores).sum(1), kind="stable")
             for name, chosen in (
-                ("bayes", run),
+                ("bayes", replay.orders[0]),
                 ("A+C", by_sum),
                 ("random", rng.permutation(unseen)),
             ):
                 regrets[name].append(_held_regret(own, chosen))
-            stops.append((stopped, regrets["bayes"][-1][stopped - 1]))
+            stops.append((replay.stopped, regrets["bayes"][-1][replay.stopped - 1]))
     runs, then = np.mean(stops, 0)
     return HeldOut(
         splits=splits,
@@ -86,16 +86,6 @@ def held_out(
     )
 
 
-def _replay(task: Task, others: list[Task], options: BayesOptions) -> tuple[list[int], int]:
-    """(order in which bayes finetunes everything, runs after which it would have stopped)."""
-    stopped = None
-    for order, state in bayes_states(task, others, options, len(task.performance)):
-        odds = state.simulate(options.draws, np.random.default_rng(0))
-        if stopped is None and may_stop(state, odds.regret, options.tolerance):
-            stopped = len(order)
-    return order, stopped
-
-
-def _held_regret(task: Task, order: np.ndarray | list[int]) -> np.ndarray:
+def _held_regret(task: Task, order: np.ndarray) -> np.ndarray:
     """[n] regret of the best one held after each run."""
     return np.minimum.accumulate(metrics.normalised_regret(task.performance)[order])

@@ -25,7 +25,7 @@ SCALE_POINTS = 41
 SAMPLED_AT_ONCE = 1_000_000  # numbers held while sampling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Posterior:
     """Mixture over the scale grid: f | g ~ N(mean_Gn[g], map cov map' + diag(open)).
 

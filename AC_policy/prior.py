@@ -26,7 +26,7 @@ JITTER = 0.01
 """Added variance of every coefficient, so that no direction is taken as known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prior:
     """Gaussian prior of the law's coefficients, on min-max A, C and performance.
 

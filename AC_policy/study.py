@@ -21,7 +21,7 @@ logger = get_logger("policy")
 A_QUANTITY = {"cosine": "A_cosine", "nll": "A_nll"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """One benchmark of a study: every candidate's scores, and performance where it is known.
 

@@ -6,6 +6,7 @@ import math
 import os
 import secrets
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         if isinstance(error, OSError):
             raise LawError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def ensure_writable(path: str | os.PathLike) -> None:
+    """Raises LawError where `path` cannot be written, before the work whose result goes there."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise LawError(f"{path}: cannot be written: {error.strerror or error}") from error
+    if path.is_dir():
+        raise LawError(f"{path}: is a folder; expected the name of a file")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

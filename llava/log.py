@@ -13,9 +13,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LINE_SECONDS = (
-    30.0  # between progress lines where stderr is no terminal: a day-long log stays short
-)
+LINE_SECONDS = 30.0
+"""Between progress lines where stderr is no terminal: a day-long log stays short."""
 
 
 def rank() -> int:

@@ -26,6 +26,11 @@ def paper_study() -> Study:
     return load_study(LAW_TABLES)
 
 
+def is_paper(study: Study) -> bool:
+    """Whether a study is the paper's own, so that published figures belong beside it."""
+    return set(study.sources) == {str(path) for path in LAW_TABLES}
+
+
 @functools.cache
 def published_policy() -> dict[str, tuple[float, float]]:
     """Table 1: benchmark, `random` or `average` -> (finetunings k', first hit at 3 in percent)."""

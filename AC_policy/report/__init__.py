@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from AC_policy.cli import add_study, read_study
-from llava.files import write_text
+from llava.files import ensure_writable, write_text
 
 
 def main(argv: list[str]) -> None:
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
         help="what `law policy sensitivity --json` wrote; left out of the report without it",
     )
     arguments = parser.parse_args(argv)
+    ensure_writable(arguments.out)
     from AC_policy.report.content import gather
     from AC_policy.report.page import render
 

@@ -21,13 +21,13 @@ PACKAGES = ("numpy", "scipy", "scikit-learn", "matplotlib")
 
 @dataclass(frozen=True)
 class Content:
-    """Everything on the page; what a study is too small for is None."""
+    """Everything on the page; in the place of what a study is too small for, the reason."""
 
     study: Study
     task: Task
     """The benchmark of the large figures."""
-    fit: LawFit | None
-    backtests: dict[str, backtests.Backtest] | None
+    fit: LawFit | str
+    backtests: dict[str, backtests.Backtest] | str
     recommendations: list[Recommendation]
     at_stop: Recommendation
     """For `task`: what the policy knew when it stopped, or knows now."""
@@ -79,11 +79,11 @@ def gather(
 
 
 def _try(compute):
-    """What `compute` gives, or None where the study is too small for it, which the page says."""
+    """What `compute` gives, or why the study is too small for it, which the page then says."""
     try:
         return compute()
-    except TableError:
-        return None
+    except TableError as error:
+        return str(error)
 
 
 def _backtests(study: Study, setting: Setting) -> dict[str, backtests.Backtest]:

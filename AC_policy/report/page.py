@@ -9,6 +9,7 @@ import numpy as np
 
 from AC_policy.backtest import Backtest
 from AC_policy.law import FEATURE_SETS
+from AC_policy.paper import is_paper, published_r2
 from AC_policy.report import example, plots
 from AC_policy.report.content import Content, constants, display
 from llava import catalog
@@ -108,7 +109,7 @@ def _replays(content: Content) -> str:
             ]
         )
     mean = sum(answer.replay[-1].k for answer in replayed) / len(replayed)
-    count = replayed[0].n
+    undone = sum(1 - answer.replay[-1].k / answer.n for answer in replayed) / len(replayed)
     head = [
         "",
         "stops after",
@@ -122,8 +123,8 @@ def _replays(content: Content) -> str:
         "<h3>Had nothing been finetuned yet</h3>"
         + _p(
             "The policy starts from A and C alone, sees only what it finetunes itself and the "
-            f"other benchmarks, and stops after {mean:.2f} of {count} runs on average: "
-            f"{100 * (1 - mean / count):.0f} % of the finetuning is left undone."
+            f"other benchmarks, and stops after {mean:.2f} runs on average: "
+            f"{100 * undone:.0f} % of the finetuning is left undone."
         )
         + _table(head, rows)
         + _soft(
@@ -158,10 +159,8 @@ def _ranking(content: Content) -> str:
 
 
 def _policies(content: Content) -> str:
-    if content.backtests is None:
-        return "<h2>How good is the policy?</h2>" + _p(
-            "Nothing to replay: no benchmark of this table has every candidate finetuned."
-        )
+    if isinstance(content.backtests, str):
+        return "<h2>How good is the policy?</h2>" + _p(f"Not to be said yet: {content.backtests}.")
     rows = []
     for policy, result in content.backtests.items():
         for curve, label in (
@@ -208,26 +207,29 @@ def _policies(content: Content) -> str:
         + _table(["ranking by", "recall@3", "regret of the top 3", "weighted tau"], bases)
         + _soft(
             f"Ties: within the noise of the best result, {100 * min(bands):.1f} to "
-            f"{100 * max(bands):.1f} % of the range: the standard error of an accuracy over the "
-            "benchmark's questions, and for MME the documented difference between identical runs. "
-            f"Limits of all of this: {_limits(content)}"
+            f"{100 * max(bands):.1f} % of the range: its standard error where the table has one, "
+            "else the documented difference between identical runs, else the standard error of an "
+            f"accuracy over the benchmark's questions. Limits of all of this: {_limits(content)}"
         )
     )
 
 
 def _limits(content: Content) -> str:
     count = max(len(task.performance) for task in content.study.tasks.values())
-    return (
-        f"one table, {count} settings, {len(content.study.tasks)} correlated benchmarks measured "
-        "on the same models, each model trained once. The gap from the best to the second is often "
-        "smaller than the noise between identical runs, so regret with ties is the figure to "
-        "trust. The prior of bayes on one benchmark comes from the other benchmarks, of the same "
-        "models."
+    limits = (
+        f"one table, {count} settings, {len(content.study.tasks)} benchmarks measured on the same "
+        "models; the prior of bayes on one benchmark comes from the others, of the same models."
     )
+    if is_paper(content.study):
+        limits += (
+            " Each model was trained once, and the gap from the best to the second is often "
+            "smaller than the noise of a result, so regret with ties is the figure to trust."
+        )
+    return limits
 
 
 def _stopping(content: Content) -> str:
-    if content.backtests is None:
+    if isinstance(content.backtests, str):
         return ""
     result = content.backtests["bayes"]
     stops = np.array([entry.stopped for entry in result.benchmarks.values()])
@@ -268,12 +270,9 @@ def _calibration(result: Backtest) -> str:
 
 
 def _law(content: Content) -> str:
-    if content.fit is None:
-        return "<h2>The law</h2>" + _p("Too few finetuned representations to fit anything yet.")
-    from AC_policy.paper import LAW_TABLES, published_r2
-
-    is_paper = set(content.study.sources) == {str(path) for path in LAW_TABLES}
-    published = published_r2() if is_paper else {}
+    if isinstance(content.fit, str):
+        return "<h2>The law</h2>" + _p(f"Not to be fitted yet: {content.fit}.")
+    published = published_r2() if is_paper(content.study) else {}
     rows = []
     for group, fits in content.fit.groups.items():
         for key in FEATURE_SETS:
@@ -381,8 +380,9 @@ def _sensitivity(content: Content) -> str:
         "<h2>Do the constants matter?</h2>"
         + _p(
             "The constants of bayes were fixed before these figures were computed; ridge and "
-            "jitter come from a prototype that had seen this table. Here one is changed at a time: "
-            "recall@3 and regret of the top 3 after 3, 4 and 5 runs, when it stops by itself, the "
+            "jitter come from a prototype that had seen the paper's table. Here one is changed at "
+            "a time: recall@3 and regret of the top 3 after 3, 4 and 5 runs, when it "
+            "stops by itself, the "
             "regret of what it holds then, and the largest over benchmarks."
         )
         + _table(

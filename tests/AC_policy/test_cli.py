@@ -185,6 +185,18 @@ def test_unwritable_json_says_so(law, tmp_path):
     assert "cannot be written" in err
 
 
+def test_outputs_that_cannot_be_written_end_before_the_work(law, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("AC_policy.cli.read_study", never)
+    monkeypatch.setattr("AC_policy.report.read_study", never)
+    for argv in (["policy", "sensitivity", "--json", tmp_path], ["report", "--out", tmp_path]):
+        code, _, err = law(*argv)
+        assert code == 1
+        assert "is a folder" in err
+
+
 def test_own_table_joins_or_replaces_the_papers(law, tmp_path, table):
     code, _, err = law("policy", "fit", "--table", table)
     assert code == 1

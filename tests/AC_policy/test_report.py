@@ -147,8 +147,9 @@ def test_report_of_an_unfinished_study_says_what_is_missing():
     tasks = {name: study.tasks[name].hide([0, 3]) for name in ("mme", "vizwiz_vqa_val")}
     small = Study(tasks, study.a, study.protocols, study.sources)
     page = render(gather(small, paper="prior", trials=5))
-    assert "Nothing to replay" in page
-    assert "Too few finetuned" in page
+    assert "a backtest needs a benchmark on which" in page
+    assert "a fit needs at least 3 finetuned" in page
+    assert "trained once" not in page
     assert "2 of 13" in page
     Balance().feed(page)
 
@@ -176,3 +177,13 @@ def test_wrong_sensitivity_file_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(UsageError, match="law policy sensitivity"):
             gather(paper_study(), trials=5, sensitivity=path)
+
+
+def test_two_finished_benchmarks_say_why_bayes_is_not_replayed():
+    """The reason shown is the one that was met, not a guess."""
+    study = paper_study()
+    tasks = {name: study.tasks[name] for name in ("mme", "vizwiz_vqa_val")}
+    two = Study(tasks, study.a, study.protocols, ("own.csv",))
+    page = render(gather(two, paper="prior", trials=5))
+    assert "needs 2 finished benchmarks" in page
+    assert ">95.72<" not in page
