@@ -1,12 +1,12 @@
 """The `law` command: a table of commands, each imported only when it is called."""
 
 import importlib
-import os
 import sys
 from dataclasses import dataclass
 
 from llava import __version__
-from llava.errors import LawError, unknown_name
+from llava.errors import unknown_name
+from llava.exits import run_command
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,13 @@ class Command:
 
 
 COMMANDS = {
+    "towers": Command(
+        "llava.model.multimodal_encoder.listing", "every vision tower that has a name here"
+    ),
+    "features": Command("llava.extraction", "run towers over images, into a feature store"),
+    "c-score": Command("C_score.cli", "correspondence: keypoints that a representation finds"),
+    "a-score": Command("A_score.cli", "alignment: how near a representation is to CLIP's"),
+    "warps": Command("C_score.warps", "make warps-mini, a small correspondence set"),
     "run": Command("llava.sweep.run", "run the steps of a YAML file, e.g. configs/quickstart.yaml"),
     "policy": Command(
         "AC_policy.cli", "which representation to finetune next: fit, backtest, recommend"
@@ -25,9 +32,6 @@ COMMANDS = {
     "report": Command("AC_policy.report", "one HTML file: the law, the ranking, how sure it is"),
     "doctor": Command("llava.doctor", "check this installation and say what to mend"),
 }
-
-
-OURS = ("llava", "A_score", "C_score", "AC_policy")
 
 
 def usage() -> str:
@@ -49,22 +53,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; exit code 2 for bad usage, 1 for failed work."""
-    try:
-        _dispatch(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-    except LawError as error:
-        print(f"law: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in OURS:
-            raise
-        print(f"law: error: {error}; `law doctor` says what to install", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("law: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `law ... | head` closes the pipe; what was asked for is out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    run_command(_dispatch, sys.argv[1:] if argv is None else argv)
 
 
 def _dispatch(argv: list[str]) -> None:

@@ -14,14 +14,19 @@ from llava.errors import LawError
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` under a temporary name and renames it, so no half-written file is ever read."""
+    """Writes `text` as UTF-8, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes `data` under a temporary name and renames it, so no half-written file is ever read."""
     path = Path(path)
     unique = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{unique}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(text)
+        with open(temporary, "wb") as handle:
+            handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)

@@ -1,0 +1,29 @@
+"""How a command ends: 2 for bad usage, 1 for failed work, and one line that says why."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from llava.errors import LawError
+
+OURS = ("llava", "A_score", "C_score", "AC_policy")
+
+
+def run_command(main: Callable[[list[str]], None], argv: list[str], name: str = "law") -> None:
+    """Runs `main(argv)`; what a user can mend is one line on stderr, not a traceback."""
+    try:
+        main(argv)
+        sys.stdout.flush()
+    except LawError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in OURS:
+            raise
+        print(f"{name}: error: {error}; `law doctor` says what to install", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `law ... | head` closes the pipe; what was asked for is out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,292 @@
+"""`law features`: runs towers over images, into the feature store.
+
+Images are taken in groups of `batch_size`, in order of their paths; a group becomes one shard. A
+group that is there is not computed again, and one that is not is computed with the same images
+together, so a run that was killed ends with the same bytes. Under torchrun every rank takes its
+share of the groups.
+"""
+
+import argparse
+import io
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from llava.errors import LawError, UsageError, unknown_name
+from llava.features import DTYPES, FeatureStore, Space, image_key
+from llava.log import get_logger, progress, rank
+from llava.model.multimodal_encoder.builder import build_tower
+from llava.model.multimodal_encoder.preprocess import FRAMES
+from llava.model.multimodal_encoder.registry import (
+    Representation,
+    parse_replacements,
+    resolve,
+)
+from llava.model.multimodal_encoder.spec import SELECTS, TowerSpec
+
+logger = get_logger("features")
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+GIB = 1 << 30
+BATCH_SIZE = 16
+
+
+@dataclass
+class Extraction:
+    """What one tower's run over the images did."""
+
+    space: Space
+    keys: dict[Path, str] = field(default_factory=dict)
+    """Image -> its key in the space, for the images of this process's share."""
+    computed: int = 0
+    reused: int = 0
+    bad: dict[Path, str] = field(default_factory=dict)
+    """Images that do not decode, and why."""
+
+
+@dataclass
+class _Group:
+    """Some images on their way into a shard; `pixels` is None where nothing is to compute."""
+
+    paths: list[Path]
+    keys: list[str]
+    pixels: torch.Tensor | None
+    bad: dict[Path, str]
+
+
+def extract(
+    representation: Representation,
+    images: Sequence[Path],
+    store: FeatureStore,
+    *,
+    frame: str = "own",
+    dtype: str = "float32",
+    device: str = "cpu",
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    skip_bad: bool = False,
+) -> list[Extraction]:
+    """Fills the store with every part's features of `images`; one Extraction per part.
+
+    Images that do not decode are left out; unless `skip_bad`, a LawError names them once all the
+    others are done.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch size: expected 1 or more, got {batch_size}")
+    images = sorted(set(images))
+    spaces = [store.space(spec, frame, dtype) for spec in representation.parts]
+    _check_room(spaces, images, store)
+    done = []
+    for spec, space in zip(representation.parts, spaces, strict=True):
+        done.append(_extract_one(spec, space, images, device, batch_size, workers))
+    bad = {path: why for one in done for path, why in one.bad.items()}
+    for path, why in bad.items():
+        logger.warning("%s: %s; left out", path, why)
+    if bad and not skip_bad:
+        path, why = next(iter(bad.items()))
+        raise LawError(
+            f"{len(bad)} of {len(images)} images do not decode, the first is {path} ({why}); the "
+            "others are done. Mend or remove them, or leave them out with --skip-bad"
+        )
+    return done
+
+
+def _extract_one(
+    spec: TowerSpec, space: Space, images: list[Path], device: str, batch_size: int, workers: int
+) -> Extraction:
+    """One tower over this rank's share of the groups."""
+    space.verify()
+    groups = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    share = groups[rank() :: world_size()]
+    result = Extraction(space)
+    tower = None
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        loaded = _ahead(pool, share, spec, space, max(1, workers))
+        for group in progress(loaded, f"{spec.id}@{spec.size}", total=len(share)):
+            result.bad |= group.bad
+            result.keys |= dict(zip(group.paths, group.keys, strict=True))
+            missing = [key for key in dict.fromkeys(group.keys) if key not in space]
+            result.reused += len(group.keys) - len(missing)
+            result.computed += len(missing)
+            if not missing:
+                continue
+            if tower is None:  # weights are read once something is missing, not before
+                tower = build_tower(spec, space.frame, DTYPES[space.dtype], device)
+            tokens = tower(group.pixels)
+            found = dict(zip(group.keys, tokens, strict=True))
+            space.write({key: found[key] for key in missing})
+    return result
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, share: list[list[Path]], spec: TowerSpec, space: Space, ahead: int
+) -> Iterator[_Group]:
+    """Groups in order, the next `ahead` of them read and preprocessed meanwhile."""
+    waiting = [pool.submit(_load, paths, spec, space) for paths in share[:ahead]]
+    for following in [*share[ahead:], *[None] * len(waiting)]:
+        group = waiting.pop(0).result()
+        if following is not None:
+            waiting.append(pool.submit(_load, following, spec, space))
+        yield group
+
+
+def _load(paths: list[Path], spec: TowerSpec, space: Space) -> _Group:
+    """Reads each file once: for its key and, where the group is not all there, for its pixels."""
+    from llava.model.multimodal_encoder.preprocess import pixels
+
+    files, bad = {}, {}
+    for path in paths:
+        try:
+            files[path] = path.read_bytes()
+        except OSError as error:
+            bad[path] = f"cannot be read: {error.strerror or error}"
+    keys = {path: image_key(data) for path, data in files.items()}
+    if not all(key in space for key in keys.values()):
+        images = {}
+        for path, data in files.items():
+            try:
+                images[path] = decode(data)
+            except LawError as error:
+                bad[path] = str(error)
+        keys = {path: keys[path] for path in images}
+        if images:
+            ready = pixels(list(images.values()), spec, space.frame)
+            return _Group(list(keys), list(keys.values()), ready, bad)
+    return _Group(list(keys), list(keys.values()), None, bad)
+
+
+def decode(data: bytes) -> Image.Image:
+    """The RGB image in a file's bytes; LawError for what does not decode wholly."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise LawError(f"does not decode: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise LawError(f"is larger than PIL decodes: {error}") from None
+
+
+def _check_room(spaces: list[Space], images: list[Path], store: FeatureStore) -> None:
+    """Says how much is to be written; LawError where the disk has less."""
+    needed = sum(
+        space.bytes_per_image * max(0, len(images) - min(len(space), len(images)))
+        for space in spaces
+    )
+    existing = next(p for p in (store.root, *store.root.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    logger.info(
+        "%d images x %d towers: at most %.2f GiB to write, %.0f GiB free in %s",
+        len(images),
+        len(spaces),
+        needed / GIB,
+        free / GIB,
+        existing,
+    )
+    if needed > free:
+        raise LawError(
+            f"{store.root}: {needed / GIB:.1f} GiB are needed and {free / GIB:.1f} GiB free; take "
+            "--dtype float16, or another disk with --out"
+        )
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Image files in folders (searched whole) and among files, sorted; LawError where none is."""
+    found: set[Path] = set()
+    for path in paths:
+        if path.is_dir():
+            found |= {p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()}
+        elif path.is_file():
+            found.add(path)
+        else:
+            raise LawError(f"{path}: no such file or folder (seen from {Path.cwd()})")
+    if not found:
+        raise LawError(
+            f"{', '.join(map(str, paths))}: no image there; known suffixes: "
+            + ", ".join(sorted(SUFFIXES))
+        )
+    return sorted(found)
+
+
+def world_size() -> int:
+    """Processes of this launch, as torchrun, accelerate and Slurm say it; 1 outside of one."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+
+
+def default_device() -> str:
+    """This process's GPU, else the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK') or 0) % torch.cuda.device_count()}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of how towers are run; the model and the images are the caller's."""
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images at once")
+    parser.add_argument("--workers", type=int, default=2, help="threads that read images")
+    parser.add_argument("--device", default="", help="cpu, cuda:0, ...; default: a GPU if any")
+    parser.add_argument(
+        "--dtype", default="float32", metavar="{float32,float16,bfloat16}", help="of the features"
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out what does not decode")
+    parser.add_argument(
+        "--tower-alias",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="read a tower's weights from another folder or hub id",
+    )
+
+
+def run_options(arguments: argparse.Namespace) -> dict:
+    """Keyword arguments of `extract` out of `add_arguments`' flags."""
+    if arguments.dtype not in DTYPES:
+        raise UsageError(unknown_name("dtype", arguments.dtype, DTYPES))
+    return {
+        "dtype": arguments.dtype,
+        "device": arguments.device or default_device(),
+        "batch_size": arguments.batch_size,
+        "workers": arguments.workers,
+        "skip_bad": arguments.skip_bad,
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Extracts features and prints where they are."""
+    parser = argparse.ArgumentParser(
+        prog="law features", description="Run towers over images, into a feature store."
+    )
+    parser.add_argument("--images", type=Path, nargs="+", required=True, metavar="PATH")
+    parser.add_argument(
+        "--model", action="append", required=True, metavar="NAME", help="may be given again"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE")
+    parser.add_argument("--frame", default="own", metavar="{" + ",".join(FRAMES) + "}")
+    parser.add_argument("--select", choices=SELECTS, help="tokens; default: the tower's own")
+    parser.add_argument("--layer", type=int, help="hidden state; default: the tower's own")
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    replace = parse_replacements(arguments.tower_alias)
+    representations = [
+        resolve(name, select=arguments.select, layer=arguments.layer, replace=replace)
+        for name in arguments.model
+    ]
+    images = find_images(arguments.images)
+    store = FeatureStore(arguments.out)
+    for representation in representations:
+        done = extract(
+            representation, images, store, frame=arguments.frame, **run_options(arguments)
+        )
+        report(done)
+
+
+def report(done: Sequence[Extraction]) -> None:
+    """Prints one line per tower: what was computed, what was there, where it is."""
+    for one in done:
+        left_out = f", {len(one.bad)} left out" if one.bad else ""
+        print(f"{one.space.folder}: {one.computed} computed, {one.reused} there{left_out}")

@@ -1,0 +1,1 @@
+"""LLaVA's model: vision towers, projector, language model."""

@@ -1,0 +1,1 @@
+"""Vision towers behind one interface: specs as data, a registry, combinations."""

@@ -1,0 +1,105 @@
+"""VisionTower: what training, the feature store and the scores know of an encoder.
+
+Letters in shapes: B images, N tokens, C channels, H x W grid, S side of the input in pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import nn
+
+from llava.model.multimodal_encoder.preprocess import check_frame, pixels
+from llava.model.multimodal_encoder.spec import TowerSpec
+
+
+class VisionTower(nn.Module):
+    """A frozen encoder that owns its preprocessing.
+
+    A subclass implements `load` and `encode`. Features are a pure function of image, spec, frame
+    and dtype.
+    """
+
+    def __init__(self, spec: TowerSpec, frame: str = "own", dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.spec = spec
+        self.frame = check_frame(frame)
+        self._dtype = dtype
+        self.load()
+        self.requires_grad_(False)
+        self.eval()
+        self.to(dtype)
+
+    def load(self) -> None:
+        """Makes the modules and reads the weights from `self.source`."""
+        raise NotImplementedError
+
+    def encode(self, pixels_BCSS: torch.Tensor) -> torch.Tensor:
+        """All tokens of the tapped block, [B, class token + registers + H*W, C]."""
+        raise NotImplementedError
+
+    @property
+    def source(self) -> str:
+        """Folder or hub id that the weights are read from."""
+        return self.spec.weights or self.spec.id
+
+    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """float32 [B, 3, S, S] of PIL images of any mode and size."""
+        return pixels(images, self.spec, self.frame)
+
+    @torch.no_grad()
+    def forward(self, pixels_BCSS: torch.Tensor) -> torch.Tensor:
+        """Selected tokens [B, N, C], patches row by row, in the tower's dtype."""
+        return self.selected(self.encode(pixels_BCSS.to(self.device, self.dtype)))
+
+    def selected(self, tokens_BNC: torch.Tensor) -> torch.Tensor:
+        """The tokens that `spec.select` names, out of all of a block's."""
+        first = int(self.spec.class_token)
+        patches = tokens_BNC[:, first + self.spec.registers :]
+        rows, columns = self.grid
+        if patches.shape[1] != rows * columns:
+            raise RuntimeError(
+                f"{self.spec.id} gave {patches.shape[1]} patch tokens, its spec says "
+                f"{rows} x {columns}"
+            )
+        if self.spec.select == "patch":
+            return patches
+        if self.spec.select == "cls":
+            return tokens_BNC[:, :1]
+        return torch.cat([tokens_BNC[:, :1], patches], 1)
+
+    def train(self, mode: bool = True) -> "VisionTower":
+        """Stays in evaluation mode: a frozen tower has no training mode."""
+        return super().train(False)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns)."""
+        return self.spec.grid
+
+    @property
+    def dim(self) -> int:
+        """Width of a token."""
+        return self.spec.dim
+
+    hidden_size = dim
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image: H * W, whatever is selected."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that `forward` gives for an image."""
+        return self.spec.tokens
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and the tokens."""
+        return next((p.dtype for p in self.parameters()), self._dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))

@@ -1,0 +1,196 @@
+"""Specs of towers that no table lists: read from the config of a local folder or a hub id."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llava.errors import LawError, UsageError, nearest
+from llava.log import get_logger
+from llava.model.multimodal_encoder.spec import Family, TowerSpec
+
+logger = get_logger("towers")
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""PIL's numbers, which preprocessor_config.json holds under `resample`."""
+
+
+def read_spec(source: str, families: Mapping[str, Family]) -> TowerSpec:
+    """The spec of a local folder or hub id, from config.json and preprocessor_config.json.
+
+    Raises UsageError where there is no such thing, or where its config is of no known family.
+    """
+    known = [name for family in families.values() for name in _names(family)]
+    config = _read(source, "config.json", known)
+    family = _family_of(source, config, families)
+    facts = {
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in family.defaults.items()},
+        "id": source,
+        "family": family.name,
+    }
+    if family.name == "timm":
+        from llava.model.multimodal_encoder.timm_tower import facts_of
+
+        facts |= facts_of(source, config)
+    else:
+        facts |= _vision_facts(source, family, config)
+        facts |= _processor_facts(source, family, facts)
+    if Path(source).is_dir():
+        facts["digest"] = folder_digest(source)
+    try:
+        return TowerSpec(**facts)
+    except (TypeError, ValueError) as error:
+        raise LawError(f"{source}: its config makes no tower: {error}") from None
+
+
+def folder_digest(folder: str) -> str:
+    """SHA-256 over config and weight files of a local folder, so that it may move but not change.
+
+    Raises LawError for a folder without weights.
+    """
+    path = Path(folder)
+    weights = next((found for pattern in WEIGHTS if (found := sorted(path.glob(pattern)))), [])
+    if not weights:
+        raise LawError(
+            f"{folder}: holds no {' or '.join(WEIGHTS)}; expected a folder as save_pretrained "
+            "writes it"
+        )
+    files = [path / "config.json", *weights]
+    stamps = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    return _digest(stamps)
+
+
+@functools.cache
+def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
+    total = hashlib.sha256()
+    for name, _, _ in stamps:
+        with open(name, "rb") as handle:
+            total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.hexdigest()
+
+
+def _names(family: Family) -> list[str]:
+    return [*(tower.id for tower in family.towers), *family.aliases]
+
+
+def _family_of(source: str, config: dict, families: Mapping[str, Family]) -> Family:
+    kind = config.get("model_type") or ("timm" if "pretrained_cfg" in config else "")
+    for family in families.values():
+        if kind in family.model_types:
+            return family
+    supported = sorted(kind for family in families.values() for kind in family.model_types)
+    raise UsageError(
+        f"{source}: its config.json has model_type '{kind or 'none'}', which is no vision tower "
+        f"here; supported: {', '.join(supported)}"
+    )
+
+
+def _vision_facts(source: str, family: Family, config: dict) -> dict[str, Any]:
+    """Size, patch, width and depth; what the file leaves out are defaults of its config class."""
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        full = AutoConfig.for_model(config["model_type"], **values)
+    except (TypeError, ValueError, KeyError) as error:
+        raise LawError(f"{source}: config.json cannot be read: {error}") from None
+    vision = getattr(full, "vision_config", full)
+    facts = {
+        "patch": vision.patch_size,
+        "dim": vision.hidden_size,
+        "depth": vision.num_hidden_layers,
+        "registers": getattr(vision, "num_register_tokens", 0),
+    }
+    if not family.defaults.get("flexible"):
+        facts["size"] = vision.image_size
+    if facts["registers"] and family.defaults.get("position_resize"):
+        facts["position_resize"] = "transformers-5"
+    return facts
+
+
+def _processor_facts(source: str, family: Family, facts: dict[str, Any]) -> dict[str, Any]:
+    """Mean, std, resizing and crop as preprocessor_config.json states them."""
+    found = _read(source, "preprocessor_config.json", ())
+    if found is None:
+        logger.warning(
+            "%s has no preprocessor_config.json; taking mean, std and resizing that are usual for "
+            "%s",
+            source,
+            family.name,
+        )
+        return {}
+    result = {
+        "mean": tuple(found.get("image_mean", facts["mean"])),
+        "std": tuple(found.get("image_std", facts["std"])),
+        "interpolation": INTERPOLATIONS.get(found.get("resample"), facts.get("interpolation"))
+        or "bicubic",
+    }
+    size = _sides(found.get("size"))
+    if found.get("do_center_crop", facts["resize"] == "crop") and found.get("crop_size"):
+        crop = _sides(found["crop_size"])
+        result |= {"resize": "crop", "resize_to": 0 if size == crop else size}
+        size = crop
+    elif size:
+        result |= {"resize": "squash", "resize_to": 0}
+    if facts.get("flexible"):
+        result["size"] = size or facts["size"]
+    elif size and size != facts["size"]:
+        raise LawError(
+            f"{source}: preprocessor_config.json makes {size} x {size} px, but config.json wants "
+            f"{facts['size']} x {facts['size']}"
+        )
+    return result
+
+
+def _sides(value: Any) -> int:
+    """Side of a square size in any of the forms that processors have had; 0 where there is none."""
+    if isinstance(value, dict):
+        return int(value.get("shortest_edge") or value.get("height") or 0)
+    return int(value or 0)
+
+
+def _read(source: str, name: str, known: list[str] | tuple) -> dict | None:
+    """A JSON file of a folder or hub repository; None where only the processor's is missing."""
+    path = Path(source) / name if Path(source).is_dir() else _download(source, name, known)
+    if path is None or not Path(path).is_file():
+        if name == "config.json":
+            raise UsageError(f"{source}: holds no {name}; expected what save_pretrained writes")
+        return None
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LawError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise LawError(f"{path}: expected a JSON object")
+    return value
+
+
+def _download(source: str, name: str, known: list[str] | tuple) -> str | None:
+    """Path of a hub file, from the cache where it is there; None if the repository lacks it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(source, name)
+    except LocalEntryNotFoundError as error:
+        if name != "config.json":
+            return None
+        raise UsageError(_unknown(source, known, error)) from None
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UsageError(_unknown(source, known, error)) from None
+
+
+def _unknown(source: str, known: list[str] | tuple, error: Exception) -> str:
+    near = nearest(source, known)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"unknown tower '{source}'"
+        + (f"; did you mean '{near}'?" if near else ";")
+        + " It is no known name and no folder here, and its config.json could not be had from the "
+        f"hub ({reason}). `law towers` lists the known ones"
+    )

@@ -1,0 +1,343 @@
+"""The one place where names become specs. Nothing here imports torch.
+
+A name is an alias (`clip@336`, `C+D@336`), a known id, a local folder or a hub id, or several of
+them joined by `.` or `+`. `.` also stands inside ids, so a name is parsed by longest match, never
+split. `@336` behind a part sets its input size.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from llava import catalog
+from llava.config import build, read_yaml, to_plain
+from llava.errors import ConfigError, LawError, UsageError, unknown_name
+from llava.log import get_logger
+from llava.model.multimodal_encoder.spec import Family, Select, TowerSpec
+
+logger = get_logger("towers")
+
+ENTRY_POINTS = "llava.vision_towers"
+JOINERS = ".+"
+JOINS = ("channel", "append", "interleave")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
+
+
+@dataclass(frozen=True)
+class Representation:
+    """One tower or several, every size settled.
+
+    Attributes:
+        name: ids joined by `.`, with `@size` where one was asked for; stands in results tables.
+        parts: a spec per tower.
+        join: `channel`: widths add up; `append`: tokens add up; `interleave`: tokens alternate.
+        grid_align: `` (unequal grids are an error) or `interpolate`.
+    """
+
+    name: str
+    parts: tuple[TowerSpec, ...]
+    join: str = "channel"
+    grid_align: str = ""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns) of the joined tokens: the largest grid of the parts."""
+        return max(part.grid for part in self.parts)
+
+    @property
+    def dim(self) -> int:
+        """Width of a token, which is what the projector takes in."""
+        widths = [part.dim for part in self.parts]
+        return sum(widths) if self.join == "channel" else widths[0]
+
+    @property
+    def file_name(self) -> str:
+        """The name as part of a file name."""
+        return self.name.replace("/", "--")
+
+
+def resolve(
+    name: str | Sequence[str],
+    *,
+    join: str = "channel",
+    select: Select | None = None,
+    layer: int | None = None,
+    grid_align: str = "",
+    replace: Mapping[str, str] | None = None,
+) -> Representation:
+    """The representation that `name` (or a list of names, joined) stands for.
+
+    `select` and `layer` override every part's own. `replace` maps a tower's id to the folder or id
+    that its weights are read from. Raises UsageError for a name that is none, with the nearest one.
+    """
+    names = [name] if isinstance(name, str) else list(name)
+    if not names:
+        raise UsageError("a representation needs at least one tower; `law towers` lists them")
+    if join not in JOINS:
+        raise UsageError(unknown_name("join", join, JOINS))
+    asked = [part for text in names for part in _parts(text)]
+    unused = set(replace or {}) - {known for known, _ in asked}
+    if unused:
+        raise UsageError(
+            f"no part of '{'.'.join(names)}' is {' or '.join(sorted(unused))}; its parts are "
+            + ", ".join(known for known, _ in asked)
+        )
+    own = [_changed(spec_of(known, replace), select, layer) for known, _ in asked]
+    specs = [_with_size(spec, size) for spec, (_, size) in zip(own, asked, strict=True)]
+    specs = _settle_grids(specs, [size is not None for _, size in asked], join, grid_align)
+    usual = _usual_sizes(own, join, grid_align)
+    full = ".".join(
+        known + (f"@{size}" if size and size != expected else "")
+        for (known, size), expected in zip(asked, usual, strict=True)
+    )
+    return Representation(full, tuple(specs), join, grid_align)
+
+
+def spec_of(known: str, replace: Mapping[str, str] | None = None) -> TowerSpec:
+    """The spec of one id, local folder or hub id, at its own size."""
+    source = (replace or {}).get(known, known)
+    if source in towers() and not Path(source).is_dir():
+        spec = towers()[source]
+    elif source in catalog.representations() and not Path(source).is_dir():
+        raise UsageError(
+            f"{source} is a diffusion model, and this version has feed-forward towers only"
+        )
+    else:
+        from llava.model.multimodal_encoder.pretrained import read_spec
+
+        spec = read_spec(source, families())
+    if source != known:
+        spec = dataclasses.replace(spec, id=known, weights=spec.weights or source)
+    return spec
+
+
+def tower_class(spec: TowerSpec) -> type:
+    """The class that builds `spec`; its module is imported now, with what it needs."""
+    family = families().get(spec.family)
+    if family is None:
+        raise UsageError(unknown_name("family", spec.family, families()))
+    module, _, name = family.tower.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def families() -> dict[str, Family]:
+    """Every family by name: those beside this file, then those of installed packages."""
+    found: dict[str, Family] = {}
+    for path in sorted(Path(__file__).with_name("families").glob("*.yaml")):
+        _add(found, read_family(read_yaml(path), path.name), path.name)
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: (p.name, p.value)):
+        where = f"entry point {point.name} = {point.value}"
+        try:
+            added = [f if isinstance(f, Family) else read_family(f, where) for f in point.load()]
+        except Exception as error:  # another package's module can fail in any way
+            logger.warning("%s does not load and is left out: %s", where, error)
+            continue
+        for family in added:
+            _add(found, family, where)
+    return found
+
+
+def read_family(value: object, where: str) -> Family:
+    """A family from plain values; each tower takes what it does not say from `defaults`."""
+    if isinstance(value, Mapping):
+        shared = {**(value.get("defaults") or {}), "family": value.get("name")}
+        listed = [{**shared, **tower} for tower in value.get("towers") or []]
+        value = {**value, "towers": listed}
+    return build(Family, value, where)
+
+
+def _add(found: dict[str, Family], family: Family, where: str) -> None:
+    """Adds a family; a name, id or alias that another family has is an error, not a choice."""
+    if family.name in found:
+        raise ConfigError(f"{where}: there is already a family '{family.name}'")
+    taken = {name.lower(): other.name for other in found.values() for name in _names(other)}
+    for name in _names(family):
+        if name.lower() in taken:
+            raise ConfigError(f"{where}: '{name}' is already of family '{taken[name.lower()]}'")
+    found[family.name] = family
+
+
+def _names(family: Family) -> list[str]:
+    return [*(tower.id for tower in family.towers), *family.aliases]
+
+
+@functools.cache
+def towers() -> dict[str, TowerSpec]:
+    """Every known tower by id."""
+    return {tower.id: tower for family in families().values() for tower in family.towers}
+
+
+@functools.cache
+def _known() -> dict[str, tuple[str, int | None]]:
+    """Lower-case id or alias -> (id, size or None), longest first."""
+    found: dict[str, tuple[str, int | None]] = {
+        entry.id.lower(): (entry.id, None)
+        for entry in catalog.representations().values()
+        if entry.family != "combination"
+    }
+    for family in families().values():
+        for tower in family.towers:
+            found[tower.id.lower()] = (tower.id, None)
+        for alias, target in family.aliases.items():
+            known, _, size = target.partition("@")
+            found[alias.lower()] = (known, int(size) if size else None)
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def known_names() -> list[str]:
+    """Every id and alias, as a suggestion is looked for among."""
+    aliases = [alias for family in families().values() for alias in family.aliases]
+    return [*towers(), *aliases, *(e.display for e in catalog.representations().values())]
+
+
+def _parts(text: str) -> list[tuple[str, int | None]]:
+    """(id or folder, size or None) of every part of a name."""
+    text = text.strip()
+    parsed = _parse(catalog.representation_id(text)) if text else None
+    if parsed is None:
+        raise UsageError(
+            unknown_name("tower", text, known_names(), "law towers")
+            + ". A local folder or hub id of a supported family works too, several are joined by "
+            "'.' or '+', and NAME@336 sets the input size"
+        )
+    return parsed
+
+
+def _parse(text: str) -> list[tuple[str, int | None]] | None:
+    """The parts of `text`, longest match first with backtracking, or None."""
+    for end, known, size in _beginnings(text):
+        rest = text[end:]
+        asked = re.match(r"@(\d+)(?![\w/])", rest)
+        if asked:
+            size, rest = int(asked[1]), rest[asked.end() :]
+        if not rest:
+            return [(known, size)]
+        if rest[0] in JOINERS and (following := _parse(rest[1:])):
+            return [(known, size), *following]
+    return None
+
+
+def _beginnings(text: str) -> Iterator[tuple[int, str, int | None]]:
+    """(length, id, size) of what `text` may begin with: folders and known names, then hub ids."""
+    cuts = [i for i, letter in enumerate(text) if letter in JOINERS + "@"]
+    beginnings = [text[:end] for end in (len(text), *reversed(cuts)) if end]
+    folders = [part for part in beginnings if Path(part).is_dir()]
+    yield from ((len(part), part, None) for part in folders if "/" in part)
+    lower = text.lower()
+    for name, (known, size) in _known().items():
+        if lower.startswith(name):
+            yield len(name), known, size
+    yield from ((len(part), part, None) for part in folders if "/" not in part)
+    yield from ((len(part), part, None) for part in beginnings if HUB_ID.fullmatch(part))
+
+
+def _changed(spec: TowerSpec, select: Select | None, layer: int | None) -> TowerSpec:
+    changes = {"select": select, "layer": layer}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return dataclasses.replace(spec, **changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _usual_sizes(own: list[TowerSpec], join: str, grid_align: str) -> list[int]:
+    """The sizes that the parts take where none is asked for, which a name need not say."""
+    with contextlib.suppress(UsageError):  # without a size they do not fit: each one's own
+        own = _settle_grids(own, [False] * len(own), join, grid_align)
+    return [spec.size for spec in own]
+
+
+def _with_size(spec: TowerSpec, size: int | None) -> TowerSpec:
+    """The spec at the size asked for; only a flexible tower has another than its own."""
+    if size is None or size == spec.size:
+        return spec
+    if not spec.flexible:
+        siblings = [t.id for t in towers().values() if t.family == spec.family and t.size == size]
+        hint = f"; at {size} px there is {', '.join(siblings[:3])}" if siblings else ""
+        raise UsageError(f"{spec.id} takes {spec.size} x {spec.size} px only{hint}")
+    try:
+        return spec.at(size)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _settle_grids(
+    specs: list[TowerSpec], fixed: list[bool], join: str, grid_align: str
+) -> list[TowerSpec]:
+    """Sizes so that grids agree: flexible parts adopt the first fixed grid, else the first's own.
+
+    Raises UsageError naming two parts whose grids stay unequal, unless they are interpolated.
+    """
+    if grid_align not in ("", "interpolate"):
+        raise UsageError(unknown_name("grid_align", grid_align, ["interpolate"]))
+    if len(specs) == 1 or join == "append":
+        return specs
+    free = [s.flexible and not f for s, f in zip(specs, fixed, strict=True)]
+    leader = specs[free.index(False)] if False in free else specs[0]
+    settled = [
+        spec.at(leader.grid[0] * spec.patch) if can else spec
+        for spec, can in zip(specs, free, strict=True)
+    ]
+    for spec in settled:
+        if spec.grid != leader.grid and not (grid_align and join == "channel"):
+            raise UsageError(
+                f"{leader.id} has a grid of {leader.grid[0]} x {leader.grid[1]}, {spec.id} one of "
+                f"{spec.grid[0]} x {spec.grid[1]}, and tokens are joined place by place; take "
+                f"towers of one grid, or say grid_align: interpolate"
+            )
+    return settled
+
+
+def plain(representation: Representation) -> dict:
+    """The representation as what JSON and YAML hold, with each part's hash."""
+    return {
+        "name": representation.name,
+        "join": representation.join,
+        "grid_align": representation.grid_align,
+        "parts": [{**to_plain(part), "hash": part.hash()} for part in representation.parts],
+    }
+
+
+def parse_replacements(pairs: Sequence[str]) -> dict[str, str]:
+    """`OLD=NEW` flags as a mapping from a tower's id to where its weights are."""
+    found = {}
+    for pair in pairs:
+        old, _, new = pair.partition("=")
+        if not old or not new:
+            raise UsageError(f"'{pair}': expected OLD=NEW, a tower's name and a folder or hub id")
+        (known, _), *more = _parts(old)
+        if more:
+            raise UsageError(f"'{old}' names several towers; replace them one by one")
+        found[known] = new
+    return found
+
+
+def missing_packages(family: Family) -> list[str]:
+    """The requirements of a family that are not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.requirements import Requirement
+
+    missing = []
+    for text in family.needs:
+        requirement = Requirement(text)
+        try:
+            if not requirement.specifier.contains(version(requirement.name), prereleases=True):
+                missing.append(text)
+        except PackageNotFoundError:
+            missing.append(text)
+    return missing
+
+
+def check_packages(spec: TowerSpec) -> None:
+    """Raises LawError where what the tower's family needs is not installed."""
+    family = families()[spec.family]
+    if missing := missing_packages(family):
+        raise LawError(f"{spec.id} needs {', '.join(missing)}; type `{family.install}`")

@@ -1,0 +1,36 @@
+"""Reading a block's output without running what follows: a forward hook that ends the pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class _Reached(Exception):  # noqa: N818  it is no error: the pass ends here by intention
+    """Carries the output of the tapped module up to `tap`."""
+
+    def __init__(self, output: Any):
+        super().__init__()
+        self.output = output
+
+
+def tap(module: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
+    """What `module` gives while `run()` is under way; nothing after it is computed.
+
+    Where it gives a tuple, its first item. Raises RuntimeError if `run()` never gets there.
+    """
+
+    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        raise _Reached(output)
+
+    handle = module.register_forward_hook(stop)
+    try:
+        run()
+    except _Reached as reached:
+        output = reached.output
+    else:
+        raise RuntimeError(f"{type(module).__name__} was not reached by the pass it is tapped in")
+    finally:
+        handle.remove()
+    return output[0] if isinstance(output, tuple | list) else output

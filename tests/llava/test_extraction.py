@@ -1,0 +1,211 @@
+"""Extraction: batched, resumable, shared between processes; what is bad is named."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+
+from llava.errors import LawError, UsageError
+from llava.extraction import decode, extract, find_images, main
+from llava.features import FeatureStore, image_key
+from llava.model.multimodal_encoder.builder import build_tower
+from llava.model.multimodal_encoder.registry import resolve
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """Folder of a tiny DINOv2."""
+    return str(tiny.save_encoder(tmp_path_factory.mktemp("encoder") / "dino", "dinov2"))
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of ten pictures in two sub-folders, one of them twice."""
+    folder = tmp_path / "images"
+    for i in range(9):
+        path = folder / f"set{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tiny.picture(30 + 5 * i, 40, seed=i).save(path)
+    (folder / "again.PNG").write_bytes((folder / "set0" / "0.png").read_bytes())
+    return folder
+
+
+def files(root) -> dict[str, bytes]:
+    """Every file below `root` with its bytes."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def run(root, encoder, images, **options):
+    """Extracts with a small batch; the single Extraction."""
+    options = {"frame": "pad", "batch_size": 3} | options
+    (done,) = extract(resolve(encoder), find_images([images]), FeatureStore(root), **options)
+    return done
+
+
+def test_equals_the_tower(tmp_path, encoder, images):
+    """Stored tokens are those of the tower; tolerance: sums in another order of the batch."""
+    done = run(tmp_path / "store", encoder, images)
+    assert (done.computed, done.reused, len(done.keys)) == (9, 1, 10)
+    tower = build_tower(encoder, frame="pad")
+    for path, key in done.keys.items():
+        assert key == image_key(path)
+        alone = tower(tower.preprocess([decode(path.read_bytes())]))[0]
+        torch.testing.assert_close(done.space.read(key), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_again_is_nothing(tmp_path, encoder, images, monkeypatch):
+    """A second run computes nothing, not even the weights are read; no byte changes."""
+    run(tmp_path / "store", encoder, images)
+    before = files(tmp_path / "store")
+    monkeypatch.setattr("llava.extraction.build_tower", None)
+    done = run(tmp_path / "store", encoder, images)
+    assert (done.computed, done.reused) == (0, 10)
+    assert files(tmp_path / "store") == before
+
+
+def test_damage_is_redone(tmp_path, encoder, images):
+    """Truncated and altered shards and stray files: the same bytes are there again."""
+    store = tmp_path / "store"
+    run(store, encoder, images)
+    before = files(store)
+    cut, changed, *_ = sorted(store.rglob("*.safetensors"))
+    cut.write_bytes(cut.read_bytes()[:200])
+    data = bytearray(changed.read_bytes())
+    data[-1] ^= 1
+    changed.write_bytes(data)
+    assert run(store, encoder, images).computed > 0
+    assert files(store) == before
+
+
+def test_two_ranks_are_one(tmp_path, encoder, images, monkeypatch):
+    """Under a launcher each rank takes its share of the groups; together the same files."""
+    run(tmp_path / "one", encoder, images)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        run(tmp_path / "two", encoder, images)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_workers_do_not_matter(tmp_path, encoder, images):
+    """Reading ahead with one thread or five gives the same files."""
+    run(tmp_path / "one", encoder, images, workers=1)
+    run(tmp_path / "five", encoder, images, workers=5)
+    assert files(tmp_path / "one") == files(tmp_path / "five")
+
+
+def test_parts_of_a_combination(tmp_path, encoder, images):
+    """Each tower has its own space, shared with every combination that it is part of."""
+    clip = str(tiny.save_encoder(tmp_path / "clip", "clip_vision_model"))
+    store = FeatureStore(tmp_path / "store")
+    extract(resolve([encoder, clip]), find_images([images]), store)
+    again = extract(resolve([clip]), find_images([images]), store)
+    assert [one.computed for one in again] == [0]
+    assert len(store.spaces()) == 2
+
+
+def test_bad_images(tmp_path, encoder, images):
+    """All the others are done, then the error names one; --skip-bad goes on; both count."""
+    whole = (images / "set0" / "2.png").read_bytes()
+    (images / "set0" / "2.png").write_bytes(whole[: len(whole) // 2])
+    (images / "set1" / "text.jpg").write_text("not an image")
+    (images / "set1" / "empty.jpg").write_bytes(b"")
+    with pytest.raises(LawError, match=r"3 of 12 images do not decode.*--skip-bad"):
+        run(tmp_path / "store", encoder, images)
+    done = run(tmp_path / "store", encoder, images, skip_bad=True)
+    assert len(done.bad) == 3
+    assert len(done.space) == 8
+    assert done.computed == 0
+
+
+def test_no_room(tmp_path, encoder, images, monkeypatch):
+    """Said before the work starts."""
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("llava.extraction.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(LawError, match=r"GiB are needed.*--dtype float16"):
+        run(tmp_path / "store", encoder, images)
+
+
+def test_usage(tmp_path, encoder, images):
+    """Missing folders, folders without images, bad flags."""
+    with pytest.raises(LawError, match="no such file or folder"):
+        find_images([tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LawError, match="no image there"):
+        find_images([tmp_path / "empty"])
+    with pytest.raises(UsageError, match="batch size"):
+        run(tmp_path / "store", encoder, images, batch_size=0)
+    arguments = ["--images", str(images), "--model", encoder, "--out", str(tmp_path / "s")]
+    with pytest.raises(UsageError, match="did you mean 'float32'"):
+        main([*arguments, "--dtype", "float3"])
+    with pytest.raises(UsageError, match="did you mean 'pad'"):
+        main([*arguments, "--frame", "pda"])
+    with pytest.raises(UsageError, match="OLD=NEW"):
+        main([*arguments, "--tower-alias", "clip"])
+
+
+def test_command(tmp_path, encoder, images, capsys):
+    """One line per tower on stdout; another dtype is another space."""
+    arguments = ["--images", str(images), "--model", encoder, "--out", str(tmp_path / "s")]
+    main([*arguments, "--select", "cls_patch"])
+    main([*arguments, "--dtype", "bfloat16", "--frame", "stretch"])
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[2] for line in out] == ["9 computed, 1 there"] * 2
+    spaces = FeatureStore(tmp_path / "s").spaces()
+    assert {(s.frame, s.dtype, s.spec.tokens) for s in spaces} == {
+        ("own", "float32", 17),
+        ("stretch", "bfloat16", 16),
+    }
+
+
+KILLED = """
+import sys, time
+import llava.extraction as extraction
+from llava.features import Space
+
+write = Space.write
+def slow(self, tokens):
+    write(self, tokens)
+    print("wrote", flush=True)
+    time.sleep(0.3)
+Space.write = slow
+extraction.main(sys.argv[1:])
+"""
+
+
+def test_killed_and_resumed(tmp_path, encoder, images):
+    """kill -9 after the first shards; the second run ends with the bytes of an unbroken one."""
+    arguments = ["--images", str(images), "--model", encoder, "--frame", "pad"]
+    arguments += ["--batch-size", "2", "--out"]
+    main([*arguments, str(tmp_path / "whole")])
+    command = [sys.executable, "-c", KILLED, *arguments, str(tmp_path / "broken")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "wrote\n"
+    assert process.stdout.readline() == "wrote\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    broken = files(tmp_path / "broken")
+    assert 1 < len(broken) < len(files(tmp_path / "whole"))
+    main([*arguments, str(tmp_path / "broken")])
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(tmp_path, encoder, images):
+    """Two extractions into one store at the same time, and torchrun with two processes."""
+    arguments = ["--images", str(images), "--model", encoder, "--frame", "pad"]
+    arguments += ["--batch-size", "3", "--out"]
+    run(tmp_path / "alone", encoder, images)
+    law = [sys.executable, "-m", "llava", "features", *arguments, str(tmp_path / "both")]
+    both = [subprocess.Popen(law, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert files(tmp_path / "both") == files(tmp_path / "alone")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    launch += ["-m", "llava", "features", *arguments, str(tmp_path / "launched")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(launch, check=True, capture_output=True, env=environment, timeout=240)
+    assert files(tmp_path / "launched") == files(tmp_path / "alone")
