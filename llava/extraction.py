@@ -22,6 +22,7 @@ from llava.errors import LawError, UsageError, unknown_name
 from llava.features import DTYPES, FeatureStore, Space, image_key
 from llava.log import get_logger, progress, rank
 from llava.model.multimodal_encoder.builder import build_tower
+from llava.model.multimodal_encoder.known import check_packages
 from llava.model.multimodal_encoder.preprocess import FRAMES
 from llava.model.multimodal_encoder.registry import (
     Representation,
@@ -269,6 +270,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--frame", default="own", metavar="{" + ",".join(FRAMES) + "}")
     parser.add_argument("--select", choices=SELECTS, help="tokens; default: the tower's own")
     parser.add_argument("--layer", type=int, help="hidden state; default: the tower's own")
+    parser.add_argument(
+        "--skip-missing", action="store_true", help="go on without towers whose packages lack"
+    )
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     replace = parse_replacements(arguments.tower_alias)
@@ -276,6 +280,8 @@ def main(argv: list[str]) -> None:
         resolve(name, select=arguments.select, layer=arguments.layer, replace=replace)
         for name in arguments.model
     ]
+    if arguments.skip_missing:
+        representations = [found for found in representations if _has_packages(found)]
     images = find_images(arguments.images)
     store = FeatureStore(arguments.out)
     for representation in representations:
@@ -283,6 +289,17 @@ def main(argv: list[str]) -> None:
             representation, images, store, frame=arguments.frame, **run_options(arguments)
         )
         report(done)
+
+
+def _has_packages(representation: Representation) -> bool:
+    """Whether all that its towers need is installed; says what is not."""
+    try:
+        for spec in representation.parts:
+            check_packages(spec)
+    except LawError as error:
+        logger.warning("going on without %s: %s", representation.name, error)
+        return False
+    return True
 
 
 def report(done: Sequence[Extraction]) -> None:

@@ -104,7 +104,8 @@ class FeatureStore:
         if dtype not in DTYPES:
             raise UsageError(unknown_name("dtype", dtype, DTYPES))
         key = space_key(spec, frame, dtype)
-        folder = self.root / f"{_slug(spec)}-{frame}-{dtype}-{key[:12]}"
+        there = sorted(self.root.glob(f"*-{key[:12]}"))  # a moved tower has another name before it
+        folder = there[0] if there else self.root / f"{_slug(spec)}-{frame}-{dtype}-{key[:12]}"
         if not (folder / "space.json").is_file():
             libraries = _libraries()
             facts = {
@@ -304,9 +305,8 @@ def describe(spec: TowerSpec, frame: str) -> str:
 
 
 def _slug(spec: TowerSpec) -> str:
-    """The tower and its size as part of a folder name; of a local path, its last part."""
-    name = Path(spec.id).name if spec.digest else spec.id
-    return re.sub(r"[^\w.@-]+", "-", f"{name.replace('/', '--')}@{spec.size}")
+    """The tower and its size as part of a folder name; of a long path, its last two parts."""
+    return re.sub(r"[^\w.@-]+", "-", "--".join(Path(spec.id).parts[-2:]) + f"@{spec.size}")
 
 
 def _crc(tokens: torch.Tensor) -> int:

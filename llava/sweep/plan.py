@@ -16,6 +16,8 @@ class StepConfig:
     """Arguments of `law`; `{run_dir}` stands for the run folder."""
     outputs: list[str] = field(default_factory=list)
     """Files in the run folder."""
+    needs: list[str] = field(default_factory=list)
+    """Packages without which the step is left out, aloud."""
 
     def arguments(self, run_dir: Path) -> list[str]:
         """The command line, split as a shell would, the run folder filled in."""

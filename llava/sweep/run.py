@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 from llava import __version__
@@ -40,25 +40,47 @@ def main(argv: list[str]) -> None:
         for step in config.steps:
             print(f"{step.name}: law {' '.join(step.arguments(config.run_dir))}")
         return
-    run(config)
-    print(f"\n{config.name}: all {len(config.steps)} steps done, in {config.run_dir}/")
-    for step in config.steps:
+    left_out = run(config)
+    done = [step for step in config.steps if step.name not in left_out]
+    print(f"\n{config.name}: {len(done)} of {len(config.steps)} steps done, in {config.run_dir}/")
+    for step in done:
         for output in step.outputs:
             print(f"  {config.run_dir / output}")
+    for name, why in left_out.items():
+        print(f"  left out: {name}, {why}")
 
 
-def run(config: RunConfig) -> None:
-    """Runs the steps in order; raises LawError naming the one that failed."""
+def run(config: RunConfig) -> dict[str, str]:
+    """Runs the steps in order; the steps left out for want of a package, and which it is.
+
+    Raises LawError naming the step that failed.
+    """
+    left_out = {}
     save(config, config.run_dir / "config.yaml")
     write_json(config.run_dir / "environment.json", environment())
     with open(config.run_dir / "log.jsonl", "a", encoding="utf-8") as log:
         for index, step in enumerate(config.steps, 1):
+            lacking = [name for name in step.needs if not _installed(name)]
+            if lacking:
+                left_out[step.name] = f"{', '.join(lacking)} is not installed"
+                logger.warning("step %s is left out: %s", step.name, left_out[step.name])
+                log.write(json.dumps({"step": step.name, "left_out": left_out[step.name]}) + "\n")
+                continue
             logger.info("step %d of %d: %s", index, len(config.steps), step.name)
             entry = _run_step(step, config.run_dir)
             log.write(json.dumps(entry) + "\n")
             log.flush()
             if entry["error"]:
                 raise LawError(f"step '{step.name}' failed: {entry['error']}")
+    return left_out
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _run_step(step: StepConfig, run_dir: Path) -> dict:

@@ -1,6 +1,7 @@
 """Several towers as one: the same interface, tokens joined by channel, appended or interleaved."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -29,7 +30,7 @@ class PixelBatch(Sequence):
     def __iter__(self) -> Iterator["PixelBatch"]:
         return (self[i] for i in range(len(self)))
 
-    def to(self, *args, **kwargs) -> "PixelBatch":
+    def to(self, *args: Any, **kwargs: Any) -> "PixelBatch":
         """Each part moved or cast as `torch.Tensor.to` does."""
         return self._each(lambda part: part.to(*args, **kwargs))
 

@@ -3,14 +3,8 @@
 import argparse
 import json
 
-from llava.model.multimodal_encoder.registry import (
-    families,
-    missing_packages,
-    parse_replacements,
-    plain,
-    resolve,
-    towers,
-)
+from llava.model.multimodal_encoder.known import families, missing_packages, towers
+from llava.model.multimodal_encoder.registry import parse_replacements, plain, resolve
 from llava.model.multimodal_encoder.spec import SELECTS, TowerSpec
 
 HEAD = ("name", "size", "grid", "tokens", "layer", "width", "projector", "needs")

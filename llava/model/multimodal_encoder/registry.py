@@ -12,18 +12,15 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from llava import catalog
-from llava.config import build, read_yaml, to_plain
-from llava.errors import ConfigError, LawError, UsageError, unknown_name
-from llava.log import get_logger
-from llava.model.multimodal_encoder.spec import Family, Select, TowerSpec
+from llava.config import to_plain
+from llava.errors import UsageError, unknown_name
+from llava.model.multimodal_encoder.known import families, towers
+from llava.model.multimodal_encoder.pretrained import read_spec
+from llava.model.multimodal_encoder.spec import Select, TowerSpec
 
-logger = get_logger("towers")
-
-ENTRY_POINTS = "llava.vision_towers"
 JOINERS = ".+"
 JOINS = ("channel", "append", "interleave")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
@@ -109,8 +106,6 @@ def spec_of(known: str, replace: Mapping[str, str] | None = None) -> TowerSpec:
             f"{source} is a diffusion model, and this version has feed-forward towers only"
         )
     else:
-        from llava.model.multimodal_encoder.pretrained import read_spec
-
         spec = read_spec(source, families())
     if source != known:
         spec = dataclasses.replace(spec, id=known, weights=spec.weights or source)
@@ -124,54 +119,6 @@ def tower_class(spec: TowerSpec) -> type:
         raise UsageError(unknown_name("family", spec.family, families()))
     module, _, name = family.tower.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-@functools.cache
-def families() -> dict[str, Family]:
-    """Every family by name: those beside this file, then those of installed packages."""
-    found: dict[str, Family] = {}
-    for path in sorted(Path(__file__).with_name("families").glob("*.yaml")):
-        _add(found, read_family(read_yaml(path), path.name), path.name)
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: (p.name, p.value)):
-        where = f"entry point {point.name} = {point.value}"
-        try:
-            added = [f if isinstance(f, Family) else read_family(f, where) for f in point.load()]
-        except Exception as error:  # another package's module can fail in any way
-            logger.warning("%s does not load and is left out: %s", where, error)
-            continue
-        for family in added:
-            _add(found, family, where)
-    return found
-
-
-def read_family(value: object, where: str) -> Family:
-    """A family from plain values; each tower takes what it does not say from `defaults`."""
-    if isinstance(value, Mapping):
-        shared = {**(value.get("defaults") or {}), "family": value.get("name")}
-        listed = [{**shared, **tower} for tower in value.get("towers") or []]
-        value = {**value, "towers": listed}
-    return build(Family, value, where)
-
-
-def _add(found: dict[str, Family], family: Family, where: str) -> None:
-    """Adds a family; a name, id or alias that another family has is an error, not a choice."""
-    if family.name in found:
-        raise ConfigError(f"{where}: there is already a family '{family.name}'")
-    taken = {name.lower(): other.name for other in found.values() for name in _names(other)}
-    for name in _names(family):
-        if name.lower() in taken:
-            raise ConfigError(f"{where}: '{name}' is already of family '{taken[name.lower()]}'")
-    found[family.name] = family
-
-
-def _names(family: Family) -> list[str]:
-    return [*(tower.id for tower in family.towers), *family.aliases]
-
-
-@functools.cache
-def towers() -> dict[str, TowerSpec]:
-    """Every known tower by id."""
-    return {tower.id: tower for family in families().values() for tower in family.towers}
 
 
 @functools.cache
@@ -202,10 +149,10 @@ def _parts(text: str) -> list[tuple[str, int | None]]:
     text = text.strip()
     parsed = _parse(catalog.representation_id(text)) if text else None
     if parsed is None:
+        wrong = unknown_name("tower", text, known_names(), "law towers")
         raise UsageError(
-            unknown_name("tower", text, known_names(), "law towers")
-            + ". A local folder or hub id of a supported family works too, several are joined by "
-            "'.' or '+', and NAME@336 sets the input size"
+            f"{wrong}{'' if wrong.endswith('?') else '.'} A local folder or hub id of a supported "
+            "family works too, several are joined by '.' or '+', and NAME@336 sets the input size"
         )
     return parsed
 
@@ -317,27 +264,3 @@ def parse_replacements(pairs: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"'{old}' names several towers; replace them one by one")
         found[known] = new
     return found
-
-
-def missing_packages(family: Family) -> list[str]:
-    """The requirements of a family that are not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from packaging.requirements import Requirement
-
-    missing = []
-    for text in family.needs:
-        requirement = Requirement(text)
-        try:
-            if not requirement.specifier.contains(version(requirement.name), prereleases=True):
-                missing.append(text)
-        except PackageNotFoundError:
-            missing.append(text)
-    return missing
-
-
-def check_packages(spec: TowerSpec) -> None:
-    """Raises LawError where what the tower's family needs is not installed."""
-    family = families()[spec.family]
-    if missing := missing_packages(family):
-        raise LawError(f"{spec.id} needs {', '.join(missing)}; type `{family.install}`")

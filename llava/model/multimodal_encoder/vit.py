@@ -14,7 +14,7 @@ from torch import nn
 
 from llava.errors import LawError
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.model.multimodal_encoder.registry import check_packages
+from llava.model.multimodal_encoder.known import check_packages
 from llava.model.multimodal_encoder.tap import tap
 
 

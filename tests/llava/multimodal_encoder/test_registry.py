@@ -8,7 +8,7 @@ import tiny
 
 from llava import catalog
 from llava.errors import ConfigError, LawError, UsageError
-from llava.model.multimodal_encoder import registry
+from llava.model.multimodal_encoder import known, registry
 from llava.model.multimodal_encoder.registry import resolve
 from llava.model.multimodal_encoder.spec import Family, TowerSpec
 
@@ -200,15 +200,15 @@ def test_old_processor_configs(tmp_path):
     assert (spec.resize, spec.resize_to, spec.mean) == ("crop", 0, (0.5, 0.5, 0.5))
 
 
-@pytest.mark.parametrize("spec", registry.towers().values(), ids=lambda spec: spec.id)
+@pytest.mark.parametrize("spec", known.towers().values(), ids=lambda spec: spec.id)
 def test_facts(spec):
     """Every known tower: a whole grid, fields in range, a hash of its own."""
     rows, columns = spec.grid
     assert rows == columns > 1
-    assert spec.family in registry.families()
+    assert spec.family in known.families()
     assert all(0 < value < 1 for value in (*spec.mean, *spec.std))
     assert spec.block == spec.depth - 1
-    assert sum(other.hash() == spec.hash() for other in registry.towers().values()) == 1
+    assert sum(other.hash() == spec.hash() for other in known.towers().values()) == 1
     assert dataclasses.replace(spec, layer=spec.block).hash() == spec.hash()
 
 
@@ -256,8 +256,8 @@ def test_plugins(monkeypatch, law_log):
     }
 
     def use(*loads):
-        monkeypatch.setattr(registry, "entry_points", lambda group: [Point(x) for x in loads])
-        for cached in (registry.families, registry.towers, registry._known):
+        monkeypatch.setattr(known, "entry_points", lambda group: [Point(x) for x in loads])
+        for cached in (known.families, known.towers, registry._known):
             cached.cache_clear()
 
     try:
@@ -273,7 +273,7 @@ def test_plugins(monkeypatch, law_log):
             resolve("clip")
     finally:
         monkeypatch.undo()
-        use_real = (registry.families, registry.towers, registry._known)
+        use_real = (known.families, known.towers, registry._known)
         for cached in use_real:
             cached.cache_clear()
 

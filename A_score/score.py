@@ -1,0 +1,157 @@
+"""The cosine A score of several towers on the images of one benchmark."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from A_score.cosine import ARITHMETICS
+from A_score.stored import StoredTokens
+from A_score.tokens import Towers
+from llava.errors import LawError
+from llava.log import get_logger, progress
+from llava.results import ResultRow
+
+logger = get_logger("a-score")
+
+
+@dataclass(frozen=True)
+class AScore:
+    """What one benchmark gave. T targets, F references, I images."""
+
+    benchmark: str
+    targets: list[str]
+    references: list[str]
+    images: list[str]
+    values_TFI: np.ndarray
+    """float64: mean over target tokens of the largest cosine to a token of the reference."""
+    zero_tokens: dict[str, int]
+    """Target -> tokens of length zero, whose cosine counts as 0."""
+    arithmetic: str
+    spec_hashes: dict[str, str]
+    """Target -> hash of its spec, empty where it is not known."""
+    projected: bool = True
+    """False for tokens of a feature store, which have seen no projector."""
+    left_out: int = 0
+    """Images that not all towers have."""
+
+    @property
+    def protocol(self) -> str:
+        """The whole protocol; numbers of different protocols do not compare."""
+        references = "+".join(name.replace("/", "--") for name in self.references)
+        text = f"cosine/{references}/target-to-reference/{self.arithmetic}"
+        return text if self.projected else f"{text}/unprojected"
+
+    @property
+    def a_score(self) -> np.ndarray:
+        """float64 [T]: mean over references of the mean over images."""
+        return self.values_TFI.mean(2).mean(1)
+
+    @property
+    def stderr(self) -> np.ndarray:
+        """float64 [T]: standard error over images, NaN for a single image."""
+        per_image_TI = self.values_TFI.mean(1)
+        n = per_image_TI.shape[1]
+        if n < 2:
+            return np.full(len(self.targets), np.nan)
+        return per_image_TI.std(1, ddof=1) / np.sqrt(n)
+
+    def to_json(self) -> dict:
+        """Everything, by names; `a_score`, `per_reference` and `n_images` are what others read."""
+        names = self.targets
+
+        def by_reference(rows: np.ndarray) -> dict:
+            return dict(zip(self.references, rows.tolist(), strict=True))
+
+        return {
+            "a_score": dict(zip(names, self.a_score.tolist(), strict=True)),
+            "per_reference": {
+                name: by_reference(self.values_TFI[t].mean(1)) for t, name in enumerate(names)
+            },
+            "n_images": len(self.images),
+            "stderr": dict(zip(names, self.stderr.tolist(), strict=True)),
+            "benchmark": self.benchmark,
+            "protocol": self.protocol,
+            "left_out": self.left_out,
+            "zero_tokens": {name: self.zero_tokens[name] for name in names},
+            "images": self.images,
+            "per_image": {name: by_reference(self.values_TFI[t]) for t, name in enumerate(names)},
+        }
+
+    def rows(self, run_dir: str = "") -> list[ResultRow]:
+        """One row of the results table for each target."""
+        return [
+            ResultRow(
+                representation=name.replace("--", "/"),
+                quantity="A_cosine",
+                benchmark=self.benchmark,
+                value=float(value),
+                unit="fraction",
+                stderr=float(error) if np.isfinite(error) else None,
+                n=len(self.images),
+                protocol=self.protocol,
+                spec_hash=self.spec_hashes[name],
+                run_dir=run_dir,
+            )
+            for name, value, error in zip(self.targets, self.a_score, self.stderr, strict=True)
+        ]
+
+
+def a_score(
+    towers: Towers,
+    targets: Sequence[str],
+    references: Sequence[str],
+    images: Sequence[str],
+    *,
+    benchmark: str = "",
+    arithmetic: str = "float32",
+    left_out: int = 0,
+) -> AScore:
+    """Scores every target against every reference on `images`.
+
+    Images are the outer loop, so each file is read and normalised once, and no more is in memory
+    than the references and one target of one image.
+    """
+    values_TFI = np.empty((len(targets), len(references), len(images)))
+    zero_tokens = dict.fromkeys(targets, 0)
+    way = ARITHMETICS[arithmetic]
+    for i, image in enumerate(
+        progress(images, f"A score, {benchmark}" if benchmark else "A score")
+    ):
+        prepared = {name: way.prepare(towers[name].read(image)) for name in references}
+        for t, name in enumerate(targets):
+            target_TC = (
+                prepared[name] if name in prepared else way.prepare(towers[name].read(image))
+            )
+            zero_tokens[name] += int((target_TC == 0).all(1).sum())
+            for f, reference in enumerate(references):
+                same_width(towers, image, {name: target_TC, reference: prepared[reference]})
+                values_TFI[t, f, i] = way.compare(target_TC, prepared[reference])
+    for name, count in zero_tokens.items():
+        if count:
+            logger.warning("%s: %d tokens are all zero; their cosine counts as 0", name, count)
+    return AScore(
+        benchmark=benchmark,
+        targets=list(targets),
+        references=list(references),
+        images=list(images),
+        values_TFI=values_TFI,
+        zero_tokens=zero_tokens,
+        arithmetic=arithmetic,
+        spec_hashes={name: towers[name].spec_hash for name in targets},
+        projected=not any(isinstance(towers[name], StoredTokens) for name in targets),
+        left_out=left_out,
+    )
+
+
+def same_width(towers: Towers, image: str, tokens: Mapping[str, Tensor]) -> None:
+    """LawError naming both files and widths, where tokens to be compared differ in width."""
+    widths = {name: tokens_NC.shape[1] for name, tokens_NC in tokens.items()}
+    if len(set(widths.values())) > 1:
+        (target, width), (reference, other) = widths.items()
+        raise LawError(
+            f"{towers[target].where(image)} is {width} wide and {towers[reference].where(image)} "
+            f"{other}; the A score is of tokens after each tower's projector, which are as wide as "
+            f"the language model for every tower"
+        )
