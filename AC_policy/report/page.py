@@ -1,7 +1,5 @@
 """The report's HTML, section by section; style and figures are inside, so one file travels."""
 
-import base64
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -10,8 +8,9 @@ import numpy as np
 from AC_policy.backtest import Backtest
 from AC_policy.law import FEATURE_SETS
 from AC_policy.paper import is_paper, published_r2
-from AC_policy.report import example, plots
+from AC_policy.report import correspondence, example, plots
 from AC_policy.report.content import Content, constants, display
+from AC_policy.report.markup import figure, number, paragraph, percent, soft, table
 from llava import catalog
 
 REPORTED_RUNS = (2, 3, 4, 5, 6)
@@ -27,6 +26,7 @@ def render(content: Content) -> str:
         _stopping(content),
         _law(content),
         _sensitivity(content),
+        correspondence.section(content.correspondence) if content.correspondence else "",
         _example(content),
         _protocols(content),
     ]
@@ -65,7 +65,7 @@ def _decisions(content: Content) -> str:
                 f"{answer.k} of {answer.n}",
                 answer.trust.verdict,
                 display(answer.take) + (f" (or {ties})" if ties else ""),
-                _percent(held.p_best) if held else "-",
+                percent(held.p_best) if held else "-",
                 following if answer.ranking or answer.stop else "not ranked",
             ]
         )
@@ -82,8 +82,8 @@ def _decisions(content: Content) -> str:
     )
     return (
         f'<p class="lead">{escape(lead)}</p>{warning}'
-        + _table(head, rows)
-        + _soft(note)
+        + table(head, rows)
+        + soft(note)
         + _replays(content)
     )
 
@@ -102,9 +102,9 @@ def _replays(content: Content) -> str:
                 catalog.display_benchmark(answer.benchmark),
                 f"{stop.k} of {answer.n} runs",
                 display(stop.held),
-                _percent(stop.p_best_held),
-                _percent(stop.expected_regret, 1),
-                _percent(stop.true_regret, 1),
+                percent(stop.p_best_held),
+                percent(stop.expected_regret, 1),
+                percent(stop.true_regret, 1),
                 f"{(answer.n - stop.k) * cost.next:,.0f}",
             ]
         )
@@ -121,13 +121,13 @@ def _replays(content: Content) -> str:
     ]
     return (
         "<h3>Had nothing been finetuned yet</h3>"
-        + _p(
+        + paragraph(
             "The policy starts from A and C alone, sees only what it finetunes itself and the "
             f"other benchmarks, and stops after {mean:.2f} runs on average: "
             f"{100 * undone:.0f} % of the finetuning is left undone."
         )
-        + _table(head, rows)
-        + _soft(
+        + table(head, rows)
+        + soft(
             "Regret is a fraction of the range from the worst candidate to the best. One run costs "
             f"{cost.next:,.0f} GPU hours by the cost model '{cost.model}' ({cost.note})."
         )
@@ -141,14 +141,14 @@ def _ranking(content: Content) -> str:
     name = catalog.display_benchmark(answer.benchmark)
     text = (
         f"{name}, when the policy stopped: {answer.k} of {answer.n} candidates finetuned, expected "
-        f"regret of taking {display(answer.take)} {_percent(answer.expected_regret or 0, 1)}."
+        f"regret of taking {display(answer.take)} {percent(answer.expected_regret or 0, 1)}."
         if content.task.finished
         else f"{name}, with what is finetuned now: {answer.k} of {answer.n}."
     )
     return (
         "<h2>How sure is that?</h2>"
-        + _p(text)
-        + _figure(
+        + paragraph(text)
+        + figure(
             plots.ranking(answer, content.task),
             f"Ranking on {name} with 80 % intervals",
             "Blue: finetuned, with the noise of the result. Orange: predicted by the law from "
@@ -160,7 +160,9 @@ def _ranking(content: Content) -> str:
 
 def _policies(content: Content) -> str:
     if isinstance(content.backtests, str):
-        return "<h2>How good is the policy?</h2>" + _p(f"Not to be said yet: {content.backtests}.")
+        return "<h2>How good is the policy?</h2>" + paragraph(
+            f"Not to be said yet: {content.backtests}."
+        )
     rows = []
     for policy, result in content.backtests.items():
         for curve, label in (
@@ -173,7 +175,7 @@ def _policies(content: Content) -> str:
             if curve == "first_hit" and policy != "paper":
                 continue
             mean = result.mean(curve)
-            figures = [_number(mean[k]) if k < len(mean) else "-" for k in REPORTED_RUNS]
+            figures = [number(mean[k]) if k < len(mean) else "-" for k in REPORTED_RUNS]
             rows.append([policy, label, *figures])
     bases = []
     for name, entries in next(iter(content.backtests.values())).baselines.items():
@@ -182,7 +184,7 @@ def _policies(content: Content) -> str:
             [
                 name,
                 *(
-                    _number(float(np.mean([value[key] for value in values])))
+                    number(float(np.mean([value[key] for value in values])))
                     for key in ("recall_at_3", "regret_top3", "weighted_tau")
                 ),
             ]
@@ -190,22 +192,22 @@ def _policies(content: Content) -> str:
     bands = [entry.noise_band for entry in content.backtests["paper"].benchmarks.values()]
     return (
         "<h2>How good is the policy?</h2>"
-        + _p(
+        + paragraph(
             "Each policy is replayed on every finished benchmark: after k finetuning runs it names "
             "three settings. Recall@3 asks whether the best is among them, regret how much is lost "
             "with the best of the three. The published policy is counted at its first hit, at "
             "whatever step that was; nobody can stop there without knowing the answer, so the "
             "figure at fixed k stands beside it."
         )
-        + _figure(
+        + figure(
             plots.curves(content.backtests),
             "Recall and regret against the number of finetuning runs",
             "Mean over benchmarks. Dashed: rankings that need no finetuning at all.",
         )
-        + _table(["policy", "after k =", *map(str, REPORTED_RUNS)], rows, left=2)
+        + table(["policy", "after k =", *map(str, REPORTED_RUNS)], rows, left=2)
         + "<h3>Without any finetuning</h3>"
-        + _table(["ranking by", "recall@3", "regret of the top 3", "weighted tau"], bases)
-        + _soft(
+        + table(["ranking by", "recall@3", "regret of the top 3", "weighted tau"], bases)
+        + soft(
             f"Ties: within the noise of the best result, {100 * min(bands):.1f} to "
             f"{100 * max(bands):.1f} % of the range: its standard error where the table has one, "
             "else the documented difference between identical runs, else the standard error of an "
@@ -236,7 +238,7 @@ def _stopping(content: Content) -> str:
     tolerance = result.setting.bayes.tolerance
     return (
         "<h2>When to stop</h2>"
-        + _p(
+        + paragraph(
             "After each run bayes estimates what it would lose by stopping and taking the best it "
             f"holds. It stops when that is at most {100 * tolerance:g} % of the range. On "
             f"{len(stops)} benchmarks it stopped after {stops[:, 0].min():.0f} to "
@@ -244,8 +246,8 @@ def _stopping(content: Content) -> str:
             f"then was {100 * stops[:, 1].mean():.2f} % of the range below the best on average, "
             f"{100 * stops[:, 1].max():.2f} % at most."
         )
-        + _p(_calibration(result))
-        + _figure(
+        + paragraph(_calibration(result))
+        + figure(
             plots.stopping(result, tolerance),
             "Expected and true regret of what is held, per benchmark",
             "Blue: what the policy expects to lose by stopping. Red: what it would lose.",
@@ -271,7 +273,7 @@ def _calibration(result: Backtest) -> str:
 
 def _law(content: Content) -> str:
     if isinstance(content.fit, str):
-        return "<h2>The law</h2>" + _p(f"Not to be fitted yet: {content.fit}.")
+        return "<h2>The law</h2>" + paragraph(f"Not to be fitted yet: {content.fit}.")
     published = published_r2() if is_paper(content.study) else {}
     rows = []
     for group, fits in content.fit.groups.items():
@@ -283,23 +285,23 @@ def _law(content: Content) -> str:
                     group,
                     key.replace("_", ", "),
                     f"{printed:.2f}" if printed is not None else "-",
-                    _number(100 * fit.r2, 2),
-                    _number(100 * fit.r2_loo, 1),
-                    _number(100 * fit.null_p95, 1),
+                    number(100 * fit.r2, 2),
+                    number(100 * fit.r2_loo, 1),
+                    number(100 * fit.null_p95, 1),
                 ]
             )
     tests = [
         [
             catalog.display_benchmark(test.benchmark),
             str(test.n),
-            _number(test.r2_loo),
-            _number(test.null_p95),
-            _number(test.p_value),
+            number(test.r2_loo),
+            number(test.null_p95),
+            number(test.p_value),
         ]
         for test in content.recommendations[0].trust.tests
     ]
     tasks = [t for t in content.study.tasks.values() if t.finetuned.sum() >= 3]
-    figures = _figure(
+    figures = figure(
         plots.r_squared(content.fit),
         "R squared in sample and left out",
         "A, C and both on degree 2. Pale: in sample. Full: each setting predicted from the others "
@@ -307,37 +309,37 @@ def _law(content: Content) -> str:
     )
     if content.task.finetuned.sum() >= 3:
         figures = (
-            _figure(
+            figure(
                 plots.plane(content.task),
                 "The A-C plane with the law's surface",
                 "Discs: measured performance, white where not finetuned. White lines: the regions "
                 "that the published policy samples from.",
             )
-            + _figure(plots.planes(tasks), "A-C planes of every benchmark", "Every benchmark.")
+            + figure(plots.planes(tasks), "A-C planes of every benchmark", "Every benchmark.")
             + figures
         )
     return (
         "<h2>The law</h2>"
-        + _p(
+        + paragraph(
             "Performance is regressed on the degree-2 polynomial of A (cross-modal alignment) and "
             "C (correspondence). Six coefficients on few points fit well whatever the truth, so "
             "the left-out R² and the R² of shuffled performance stand beside every figure."
         )
         + figures
-        + _table(
+        + table(
             ["group", "features", "published R² %", "R² %", "left out %", "shuffled, 95th %"],
             rows,
             left=2,
         )
-        + _soft("Random rows: mean over draws; the published ones are single draws.")
+        + soft("Random rows: mean over draws; the published ones are single draws.")
         + (
             "<h3>The transferred law</h3>"
-            + _p(
+            + paragraph(
                 "What bayes uses: coefficients learned on the other benchmarks, corrected by this "
                 "one's runs. Each finetuned setting is predicted from the others; p compares with "
                 "shuffled performance."
             )
-            + _table(["benchmark", "rows", "left-out R²", "shuffled, 95th", "p"], tests)
+            + table(["benchmark", "rows", "left-out R²", "shuffled, 95th", "p"], tests)
             if tests
             else ""
         )
@@ -352,11 +354,11 @@ def _sensitivity(content: Content) -> str:
             row["constant"],
             _constant(row["constant"], row["value"]),
             "default" if row["default"] else "",
-            *(_number(value) for value in row["recall_at_3"]),
-            *(_number(value) for value in row["regret_top3"]),
-            _number(row["runs"], 2),
-            _number(row["regret"], 4),
-            _number(row["worst_regret"], 4),
+            *(number(value) for value in row["recall_at_3"]),
+            *(number(value) for value in row["regret_top3"]),
+            number(row["runs"], 2),
+            number(row["regret"], 4),
+            number(row["worst_regret"], 4),
         ]
         for row in content.sensitivity["variants"]
     ]
@@ -366,8 +368,8 @@ def _sensitivity(content: Content) -> str:
             ", ".join(
                 f"{name} {_constant(name, value)}" for name, value in row["constants"].items()
             ),
-            *(_number(row["recall_at_3"][k]) for k in (3, 4, 5)),
-            *(_number(row["regret_top3"][k]) for k in (3, 4, 5)),
+            *(number(row["recall_at_3"][k]) for k in (3, 4, 5)),
+            *(number(row["regret_top3"][k]) for k in (3, 4, 5)),
         ]
         for row in content.sensitivity["nested"]
     ]
@@ -375,17 +377,17 @@ def _sensitivity(content: Content) -> str:
         key: np.mean([row[key] for row in content.sensitivity["nested"]], 0)
         for key in ("recall_at_3", "regret_top3")
     }
-    nested.append(["mean", "", *(_number(mean[key][k]) for key in mean for k in (3, 4, 5))])
+    nested.append(["mean", "", *(number(mean[key][k]) for key in mean for k in (3, 4, 5))])
     return (
         "<h2>Do the constants matter?</h2>"
-        + _p(
+        + paragraph(
             "The constants of bayes were fixed before these figures were computed; ridge and "
             "jitter come from a prototype that had seen the paper's table. Here one is changed at "
             "a time: recall@3 and regret of the top 3 after 3, 4 and 5 runs, when it "
             "stops by itself, the "
             "regret of what it holds then, and the largest over benchmarks."
         )
-        + _table(
+        + table(
             [
                 "constant",
                 "value",
@@ -399,11 +401,11 @@ def _sensitivity(content: Content) -> str:
             left=3,
         )
         + "<h3>Nested evaluation</h3>"
-        + _p(
+        + paragraph(
             "The constants chosen for each benchmark on the other benchmarks only, whose priors "
             "never saw it either: the figure that owes nothing to a look at the answers."
         )
-        + _table(
+        + table(
             [
                 "benchmark",
                 "constants chosen on the others",
@@ -418,18 +420,18 @@ def _sensitivity(content: Content) -> str:
 
 def _held_out(found: dict) -> str:
     """Figures on representations that the prior never saw."""
-    rows = [[name, *map(_number, regret)] for name, regret in found["regret"].items()]
+    rows = [[name, *map(number, regret)] for name, regret in found["regret"].items()]
     runs = [str(k) for k in range(1, found["unseen"])]
     return (
         "<h3>Representations that the prior never saw</h3>"
-        + _p(
+        + paragraph(
             f"{found['seen']} candidates teach the prior on the other benchmarks, the policy "
             f"chooses among the other {found['unseen']} ({found['splits']} random splits). Regret "
             "of the best one held after k runs, beside finetuning in the order of A + C and at "
             f"random. By itself bayes stops after {found['stops']:.2f} of {found['unseen']} runs, "
             f"with a regret of {100 * found['regret_then']:.1f} %."
         )
-        + _table(["order", *runs], rows)
+        + table(["order", *runs], rows)
     )
 
 
@@ -443,7 +445,7 @@ def _constant(name: str, value: object) -> str:
 def _example(content: Content) -> str:
     a, c = example.alignment(), example.correspondence()
     cosines = [
-        [f"token {i + 1} {tuple(map(int, token))}", *map(_number, row), _number(best)]
+        [f"token {i + 1} {tuple(map(int, token))}", *map(number, row), number(best)]
         for i, (token, row, best) in enumerate(
             zip(example.TARGET_TOKENS, a.cosine, a.largest, strict=True)
         )
@@ -464,27 +466,27 @@ def _example(content: Content) -> str:
     clip = " and ".join(str(tuple(map(int, token))) for token in example.CLIP_TOKENS)
     text = (
         "<h2>A worked example</h2><h3>A, cross-modal alignment</h3>"
-        + _p(
+        + paragraph(
             "One image, three tokens of the target representation and two of CLIP, each after the "
             f"projector of its own stage 1. CLIP's tokens: {clip}. Cosine of every pair, then the "
             "largest per target token, then their mean:"
         )
-        + _table(["target", "CLIP token 1", "CLIP token 2", "largest"], cosines)
-        + _p(
-            f"A of this image = ({' + '.join(map(_number, a.largest))}) / {len(a.largest)} = "
+        + table(["target", "CLIP token 1", "CLIP token 2", "largest"], cosines)
+        + paragraph(
+            f"A of this image = ({' + '.join(map(number, a.largest))}) / {len(a.largest)} = "
             f"{a.score:.3f}. The A score is the mean over 100 images of the benchmark, and over "
             "two references: CLIP at 224 and at 336 pixels."
         )
         + "<h3>C, correspondence</h3>"
-        + _p(
+        + paragraph(
             f"A keypoint's feature in the source image, {tuple(map(int, example.SOURCE_FEATURE))}, "
             f"is compared with every patch of the target image: cosines {similarities}. It moves "
             f"to patch {c.patch + 1}. A keypoint is correct when it lands within "
             f"{example.ALPHA:g} of the larger side of the object's box, here "
             f"{example.BOX_PX[0]:g} x {example.BOX_PX[1]:g} pixels, so {c.threshold_px:g} pixels:"
         )
-        + _table(["keypoint", "predicted", "true", "distance", "correct"], points)
-        + _p(
+        + table(["keypoint", "predicted", "true", "distance", "correct"], points)
+        + paragraph(
             f"PCK of this pair = {int(c.correct.sum())} / {len(c.correct)} = {c.score:.3f}. The C "
             "score is the mean over the pairs of SPair-71k's test split, in percent."
         )
@@ -498,13 +500,13 @@ def _example(content: Content) -> str:
     return (
         text
         + "<h3>The law</h3>"
-        + _p(
+        + paragraph(
             f"{display(law.representation)} on {name}: A = {law.a:.3f}, C = {law.c:.4f}; min-max "
             f"over the candidates A = {law.a_scaled:.3f}, C = {law.c_scaled:.3f}. Fitted on all "
             "finetuned candidates:"
         )
         + f"<p><code>{escape(name)} = {escape(law.formula)}</code></p>"
-        + _p(
+        + paragraph(
             f"Term by term: {terms} = {law.predicted:.2f} {content.task.unit}; measured "
             f"{law.measured:.2f}."
         )
@@ -523,51 +525,7 @@ def _protocols(content: Content) -> str:
         ["made", content.made],
     ]
     left_out = "".join(
-        _soft(f"Not candidates, they {why}: {', '.join(map(display, names))}.")
+        soft(f"Not candidates, they {why}: {', '.join(map(display, names))}.")
         for why, names in study.left_out.items()
     )
-    return "<h2>Protocols and versions</h2>" + _table(["", ""], rows, left=2) + left_out
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table; from column `left` on, columns of numbers stand to the right."""
-    rows = [list(map(str, row)) for row in rows]
-    right = [
-        i >= left and all(cell == "" or cell[0] in "-.0123456789" for cell in column)
-        for i, column in enumerate(zip(*rows, strict=True))
-    ]
-    mark = [' class="number"' if at_right else "" for at_right in right]
-    cells = "".join(f"<th{m}>{escape(name)}</th>" for m, name in zip(mark, head, strict=True))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{m}>{escape(cell)}</td>" for m, cell in zip(mark, row, strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    top = f"<thead><tr>{cells}</tr></thead>" if any(head) else ""
-    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
-
-
-def _figure(svg: str, alt: str, caption: str) -> str:
-    """An SVG as an image, so that names inside of it stay inside."""
-    data = base64.b64encode(svg.encode()).decode()
-    return (
-        f'<figure><img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _p(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
-def _soft(text: str) -> str:
-    return f'<p class="soft">{escape(text)}</p>'
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None or value != value else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None or value != value else f"{100 * value:.{digits}f} %"
+    return "<h2>Protocols and versions</h2>" + table(["", ""], rows, left=2) + left_out

@@ -36,7 +36,8 @@ STYLE = {
 MOST_RUNS = 9
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
+    """The figure as SVG text, the same for the same figure."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
     return text.getvalue()
@@ -63,7 +64,7 @@ def plane(task: Task) -> str:
         axes.set_xlabel("A, min-max over the candidates")
         axes.set_ylabel("C, min-max over the candidates")
         axes.set_title(f"{_name(task)}: the law's surface, regions of level 1 and 2", pad=10)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def planes(tasks: list[Task]) -> str:
@@ -79,7 +80,7 @@ def planes(tasks: list[Task]) -> str:
             axes.set_visible(False)
         figure.supxlabel("A", fontsize=9)
         figure.supylabel("C", fontsize=9)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _surface(axes, task: Task, fine: bool):
@@ -158,7 +159,7 @@ def ranking(answer: Recommendation, task: Task) -> str:
             handles.append(axes.plot([], [], "x", color="black", label="truth, not seen")[0])
         axes.legend(handles=handles, loc="lower left", fontsize=8)
         axes.set_title(f"after {answer.k} finetuning runs")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def r_squared(fit: LawFit) -> str:
@@ -188,7 +189,7 @@ def r_squared(fit: LawFit) -> str:
         axes.set_ylabel("R²")
         axes.set_ylim(-0.36, 1.02)
         axes.legend(ncols=6, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.17))
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def curves(results: dict[str, Backtest]) -> str:
@@ -223,7 +224,7 @@ def curves(results: dict[str, Backtest]) -> str:
         right.set_yticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
         right.minorticks_off()
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def stopping(result: Backtest, tolerance: float) -> str:
@@ -250,7 +251,7 @@ def stopping(result: Backtest, tolerance: float) -> str:
         figure.supxlabel("finetuning runs", fontsize=9)
         handles = grid.flat[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside upper center", ncols=4)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _name(task: Task) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from llava.config import build, read_yaml
-from llava.errors import ConfigError, LawError
+from llava.errors import ConfigError, MissingPackageError
 from llava.log import get_logger
 from llava.model.multimodal_encoder.spec import Family, TowerSpec
 
@@ -82,7 +82,7 @@ def missing_packages(family: Family) -> list[str]:
 
 
 def check_packages(spec: TowerSpec) -> None:
-    """Raises LawError where what the tower's family needs is not installed."""
+    """Raises MissingPackageError where what the tower's family needs is not installed."""
     family = families()[spec.family]
     if missing := missing_packages(family):
-        raise LawError(f"{spec.id} needs {', '.join(missing)}; type `{family.install}`")
+        raise MissingPackageError(f"{spec.id} needs {', '.join(missing)}; type `{family.install}`")

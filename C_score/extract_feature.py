@@ -1,0 +1,100 @@
+"""Features of an image folder for the C score, by the original README's option names.
+
+    python extract_feature.py --input_path data/SPair-71k/JPEGImages \
+        --output_path data/SPair-71k/features --feature DINOv2
+
+They go into the feature store at --output_path; --pt also writes the original's files,
+`<output_path>/<folders as in the input>/<image>_<suffix>.pt`, each a tensor [1, C, H, W].
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the folders beside this file are no modules: datasets, data, configs
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from C_score.options import FRAMES, options, representation, suffix_of
+from llava.errors import UsageError
+from llava.exits import run_command
+from llava.extraction import add_arguments, extract, find_images, report, run_options
+from llava.features import FeatureStore, Space
+from llava.files import write_bytes
+from llava.log import progress
+from llava.model.multimodal_encoder.registry import parse_replacements
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Extracts one feature, or several joined by '+' (each part on its own)."""
+    arguments = _parser().parse_args(argv)
+    if not arguments.input_path.is_dir():
+        raise UsageError(
+            f"--input_path {arguments.input_path}: no such folder; `bash data/prepare_spair.sh` "
+            "fetches SPair-71k"
+        )
+    found = representation(
+        arguments.feature, arguments.protocol, parse_replacements(arguments.tower_alias)
+    )
+    images = find_images([arguments.input_path])
+    done = extract(
+        found,
+        images,
+        FeatureStore(arguments.output_path),
+        frame=FRAMES[arguments.protocol],
+        **run_options(arguments),
+    )
+    if arguments.pt:
+        single = len(found.parts) == 1
+        for one in done:
+            name = arguments.feature if single else one.space.spec.id
+            export(one.space, one.keys, arguments.input_path, arguments.output_path, name)
+    report(done)
+
+
+def export(
+    space: Space, keys: dict[Path, str], images: Path, out: Path, name: str
+) -> dict[Path, Path]:
+    """Writes `<image>_<suffix>.pt` files [1, C, H, W] below `out`; image -> file.
+
+    A file that is there with the same bytes is left alone.
+    """
+    rows, columns = space.spec.grid
+    written = {}
+    for path in progress(sorted(keys), f"writing _{suffix_of(name)}.pt"):
+        tokens_NC = space.read(keys[path])
+        feature = tokens_NC.T.reshape(1, -1, rows, columns).contiguous()
+        buffer = io.BytesIO()
+        torch.save(feature, buffer)
+        stem = path.relative_to(images).with_suffix("")
+        target = out / stem.with_name(f"{stem.name}_{suffix_of(name)}.pt")
+        if not target.is_file() or target.read_bytes() != buffer.getvalue():
+            write_bytes(target, buffer.getvalue())
+        written[path] = target
+    return written
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input_path", type=Path, required=True, help="folder of images")
+    parser.add_argument("--output_path", type=Path, required=True, help="the feature store")
+    parser.add_argument(
+        "--feature",
+        required=True,
+        help=f"{', '.join(options())}, or any name or combination that `law towers` understands",
+    )
+    parser.add_argument(
+        "--protocol",
+        default="tower",
+        metavar="{tower,paper}",
+        help="tower: padded, own mean and std; paper: stretched and [-1, 1] as published",
+    )
+    parser.add_argument("--pt", action="store_true", help="also write <image>_<suffix>.pt files")
+    add_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:], "extract_feature")

@@ -1,0 +1,91 @@
+"""Names of features and feature protocols: which towers, at which size, in which frame.
+
+Protocol `tower`: the image is padded to a square with the tower's mean colour and resized straight
+to the input, with the tower's own mean and std, so that keypoints and features share a frame.
+Protocol `paper`: what the published numbers used: stretched to a square and scaled to [-1, 1] for
+every tower, at the sizes of `options.yaml`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llava.config import build, read_yaml
+from llava.errors import UsageError, unknown_name
+from llava.model.multimodal_encoder.registry import Representation, known_names, resolve
+from llava.model.multimodal_encoder.spec import TowerSpec
+
+FRAMES = {"tower": "pad", "paper": "stretch"}
+"""Feature protocol -> frame of the preprocessing."""
+
+HALF = (0.5, 0.5, 0.5)
+"""Mean and std that scale [0, 1] to [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One value of `--feature`."""
+
+    tower: str
+    suffix: str
+    paper_size: int
+    """Pixels."""
+    paper_source: Literal["extractor", "table2"]
+
+
+@functools.cache
+def options() -> dict[str, Option]:
+    """The original README's options by name."""
+    path = Path(__file__).with_name("options.yaml")
+    return {
+        name: build(Option, value, f"options.yaml.{name}")
+        for name, value in read_yaml(path).items()
+    }
+
+
+def representation(
+    name: str, protocol: str = "tower", replace: Mapping[str, str] | None = None
+) -> Representation:
+    """What an option, a suffix of one, or any representation name stands for under a protocol.
+
+    Raises UsageError for a name that is none of these, with the nearest one.
+    """
+    if protocol not in FRAMES:
+        raise UsageError(unknown_name("feature protocol", protocol, FRAMES))
+    option = option_of(name)
+    try:
+        found = resolve(option.tower if option else name, replace=replace)
+    except UsageError:
+        names = [*options(), *known_names()]
+        if option or name.lower() in {known.lower() for known in names} or "/" in name:
+            raise
+        raise UsageError(unknown_name("feature", name, names, "law towers")) from None
+    if protocol == "paper":
+        sizes = {o.tower: o.paper_size for o in options().values()}
+        parts = tuple(_as_published(part, sizes) for part in found.parts)
+        found = dataclasses.replace(found, parts=parts)
+    return found
+
+
+def option_of(name: str) -> Option | None:
+    """The option of that name or file suffix, whatever the case; None where there is none."""
+    for known, option in options().items():
+        if name.lower() in (known.lower(), option.suffix):
+            return option
+    return None
+
+
+def suffix_of(name: str) -> str:
+    """What ends the .pt files of a feature: the option's suffix, else the name without slashes."""
+    option = option_of(name) or next((o for o in options().values() if o.tower == name), None)
+    return option.suffix if option else name.replace("/", "--")
+
+
+def _as_published(spec: TowerSpec, sizes: Mapping[str, int]) -> TowerSpec:
+    """The spec with [-1, 1] pixels, at the published size where the tower can take it."""
+    spec = dataclasses.replace(spec, mean=HALF, std=HALF, interpolation="bicubic")
+    size = sizes.get(spec.id, spec.size)
+    return spec.at(size) if spec.flexible and size != spec.size else spec
