@@ -3,12 +3,14 @@
 It reads what `law c-score` left in a folder: `c_score.json` and pictures below `pictures/`.
 """
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from PIL import Image
 
 from AC_policy.report.markup import figure, paragraph, soft, table
 from AC_policy.report.plots import BLUE, ORANGE, STYLE, as_svg
@@ -19,6 +21,8 @@ SHOWN = 12
 """Combinations in the table."""
 GEOMETRIC = "warps-mini"
 """A set of warped photographs: it tests geometric, not semantic, correspondence."""
+PICTURE_WIDTH = 1060
+"""Pixels: the width of the page."""
 SPREAD = 0.5
 """Width of a column of dots."""
 
@@ -44,7 +48,7 @@ class Correspondence:
     alpha: str
     """The alpha that the figure and the order go by."""
     pictures: dict[str, bytes]
-    """Caption -> PNG."""
+    """Caption -> JPEG."""
 
 
 def read(folder: Path) -> Correspondence:
@@ -64,7 +68,7 @@ def read(folder: Path) -> Correspondence:
             keypoints=first["n_keypoints"],
             alpha=alpha,
             pictures={
-                _caption(image, folder / "pictures"): image.read_bytes()
+                _caption(image, folder / "pictures"): _small(image)
                 for image in sorted((folder / "pictures").rglob("*.png"))
             },
         )
@@ -89,6 +93,16 @@ def _caption(image: Path, root: Path) -> str:
     return f"{'/'.join(folders)}: {image.stem}" if folders else image.stem
 
 
+def _small(image: Path) -> bytes:
+    """JPEG of at most PICTURE_WIDTH: a page holds a dozen of them."""
+    with Image.open(image) as opened:
+        picture = opened.convert("RGB")
+    picture.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=85, optimize=True)
+    return data.getvalue()
+
+
 def section(found: Correspondence) -> str:
     """The section's HTML."""
     single = [score for score in found.scores if score.towers == 1]
@@ -104,7 +118,7 @@ def section(found: Correspondence) -> str:
             " The set is made of warped photographs and a stereo pair, so it tests geometric, not "
             "semantic, correspondence, and says little of the C score on SPair-71k."
         )
-    pictures = "".join(figure(png, name, name) for name, png in found.pictures.items())
+    pictures = "".join(figure(data, name, name) for name, data in found.pictures.items())
     return (
         "<h2>Correspondence, measured here</h2>"
         + paragraph(text)

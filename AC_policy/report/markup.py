@@ -25,8 +25,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> 
 
 
 def figure(image: str | bytes, alt: str, caption: str) -> str:
-    """An SVG (text) or PNG (bytes) inside of the page, so that names in it stay in it."""
-    kind, data = ("svg+xml", image.encode()) if isinstance(image, str) else ("png", image)
+    """An SVG (text) or JPEG (bytes) inside of the page, so that names in it stay in it."""
+    kind, data = ("svg+xml", image.encode()) if isinstance(image, str) else ("jpeg", image)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return (
         f'<figure><img alt="{escape(alt)}" src="{source}">'
