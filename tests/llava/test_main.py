@@ -78,7 +78,7 @@ def test_version(capsys):
     [
         ("doctr", "unknown command 'doctr'; did you mean 'doctor'?"),
         ("Policy", "did you mean 'policy'?"),
-        ("zzzz", "known: run, policy"),
+        ("zzzz", "known: towers, features"),
         ("", "unknown command ''"),
         ("--verbose", "unknown command '--verbose'"),
     ],

@@ -40,7 +40,7 @@ def test_a_run_leaves_config_environment_log_and_outputs(config, tmp_path, capfd
     assert json.loads((folder / "environment.json").read_text())["packages"]["numpy"]
     assert (folder / "version.txt").read_text().startswith("law ")
     assert "R²" in (folder / "fit.txt").read_text()
-    assert "all 2 steps done" in capfd.readouterr().out
+    assert "quick: 2 of 2 steps done" in capfd.readouterr().out
 
 
 def test_the_plan_runs_nothing(config, tmp_path, capsys):
@@ -109,3 +109,23 @@ def test_every_shipped_run_parses_and_names_real_commands():
     for path in runs:
         for step in load_run(path).steps:
             assert step.arguments(Path("r"))[0] in COMMANDS
+
+
+def test_a_step_without_its_package_is_left_out_aloud(tmp_path, capfd):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"name: x\nrun_dir: {tmp_path / 'r'}\nsteps:\n"
+        "  - {name: lacks, needs: [numpy, no-such-package], command: --version, outputs: [a]}\n"
+        "  - {name: has, needs: [numpy], command: --version}\n"
+    )
+    main([str(path)])
+    shown = capfd.readouterr()
+    assert "step lacks is left out: no-such-package is not installed" in shown.err
+    assert "x: 1 of 2 steps done" in shown.out
+    assert "left out: lacks, no-such-package is not installed" in shown.out
+    first, second = (tmp_path / "r" / "log.jsonl").read_text().splitlines()
+    assert json.loads(first) == {
+        "step": "lacks",
+        "left_out": "no-such-package is not installed",
+    }
+    assert json.loads(second)["exit_code"] == 0
