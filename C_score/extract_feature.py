@@ -18,6 +18,7 @@ if __name__ == "__main__":  # the folders beside this file are no modules: datas
 import torch
 
 from C_score.options import FRAMES, options, representation, suffix_of
+from C_score.sources import FLIPPED
 from llava.errors import UsageError
 from llava.exits import run_command
 from llava.extraction import add_arguments, extract, find_images, report, run_options
@@ -38,38 +39,33 @@ def main(argv: list[str] | None = None) -> None:
     found = representation(
         arguments.feature, arguments.protocol, parse_replacements(arguments.tower_alias)
     )
-    images = find_images([arguments.input_path])
-    done = extract(
-        found,
-        images,
-        FeatureStore(arguments.output_path),
-        frame=FRAMES[arguments.protocol],
-        **run_options(arguments),
-    )
-    if arguments.pt:
-        single = len(found.parts) == 1
-        for one in done:
-            name = arguments.feature if single else one.space.spec.id
-            export(one.space, one.keys, arguments.input_path, arguments.output_path, name)
-    report(done)
+    images, store = find_images([arguments.input_path]), FeatureStore(arguments.output_path)
+    options = {"frame": FRAMES[arguments.protocol], **run_options(arguments)}
+    for mirrored in (False, True) if arguments.flip else (False,):
+        done = extract(found, images, store, mirrored=mirrored, **options)
+        for one in done if arguments.pt else ():
+            name = arguments.feature if len(found.parts) == 1 else one.space.spec.id
+            ending = suffix_of(name) + (FLIPPED if mirrored else "")
+            export(one.space, one.keys, arguments.input_path, arguments.output_path, ending)
+        report(done)
 
 
 def export(
-    space: Space, keys: dict[Path, str], images: Path, out: Path, name: str
+    space: Space, keys: dict[Path, str], images: Path, out: Path, ending: str
 ) -> dict[Path, Path]:
-    """Writes `<image>_<suffix>.pt` files [1, C, H, W] below `out`; image -> file.
+    """Writes `<image>_<ending>.pt` files [1, C, H, W] below `out`; image -> file.
 
     A file that is there with the same bytes is left alone.
     """
     rows, columns = space.spec.grid
     written = {}
-    for path in progress(sorted(keys), f"writing _{suffix_of(name)}.pt"):
+    for path in progress(sorted(keys), f"writing _{ending}.pt"):
         tokens_NC = space.read(keys[path])
         feature = tokens_NC.T.reshape(1, -1, rows, columns).contiguous()
         buffer = io.BytesIO()
         torch.save(feature, buffer)
         stem = path.relative_to(images).with_suffix("")
-        target = out / stem.with_name(f"{stem.name}_{suffix_of(name)}.pt")
+        target = out / stem.with_name(f"{stem.name}_{ending}.pt")
         if not target.is_file() or target.read_bytes() != buffer.getvalue():
             write_bytes(target, buffer.getvalue())
         written[path] = target
@@ -92,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         help="tower: padded, own mean and std; paper: stretched and [-1, 1] as published",
     )
     parser.add_argument("--pt", action="store_true", help="also write <image>_<suffix>.pt files")
+    parser.add_argument(
+        "--flip", action="store_true", help="also of the mirrored images, for the adaptive flip"
+    )
     add_arguments(parser)
     return parser
 

@@ -7,23 +7,24 @@ share of the groups.
 """
 
 import argparse
+import functools
 import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llava.errors import LawError, UsageError, unknown_name
-from llava.features import DTYPES, FeatureStore, Space, image_key
+from llava.features import DTYPES, FeatureStore, Space, image_key, mirrored_key
 from llava.log import get_logger, progress, rank
 from llava.model.multimodal_encoder.builder import build_tower
 from llava.model.multimodal_encoder.known import check_packages
-from llava.model.multimodal_encoder.preprocess import FRAMES
+from llava.model.multimodal_encoder.preprocess import FRAMES, pixels
 from llava.model.multimodal_encoder.registry import (
     Representation,
     parse_replacements,
@@ -72,9 +73,11 @@ def extract(
     batch_size: int = BATCH_SIZE,
     workers: int = 2,
     skip_bad: bool = False,
+    mirrored: bool = False,
 ) -> list[Extraction]:
     """Fills the store with every part's features of `images`; one Extraction per part.
 
+    `mirrored` takes the images turned left to right, under their own keys (`mirrored_key`).
     Images that do not decode are left out; unless `skip_bad`, a LawError names them once all the
     others are done.
     """
@@ -85,7 +88,7 @@ def extract(
     _check_room(spaces, images, store)
     done = []
     for spec, space in zip(representation.parts, spaces, strict=True):
-        done.append(_extract_one(spec, space, images, device, batch_size, workers))
+        done.append(_extract_one(spec, space, images, device, batch_size, workers, mirrored))
     bad = {path: why for one in done for path, why in one.bad.items()}
     for path, why in bad.items():
         logger.warning("%s: %s; left out", path, why)
@@ -99,7 +102,13 @@ def extract(
 
 
 def _extract_one(
-    spec: TowerSpec, space: Space, images: list[Path], device: str, batch_size: int, workers: int
+    spec: TowerSpec,
+    space: Space,
+    images: list[Path],
+    device: str,
+    batch_size: int,
+    workers: int,
+    mirrored: bool,
 ) -> Extraction:
     """One tower over this rank's share of the groups."""
     space.verify()
@@ -108,8 +117,10 @@ def _extract_one(
     result = Extraction(space)
     tower = None
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        loaded = _ahead(pool, share, spec, space, max(1, workers))
-        for group in progress(loaded, f"{spec.id}@{spec.size}", total=len(share)):
+        load = functools.partial(_load, spec=spec, space=space, mirrored=mirrored)
+        loaded = _ahead(pool, share, load, max(1, workers))
+        what = f"{spec.id}@{spec.size}" + (", mirrored" if mirrored else "")
+        for group in progress(loaded, what, total=len(share)):
             result.bad |= group.bad
             result.keys |= dict(zip(group.paths, group.keys, strict=True))
             missing = [key for key in dict.fromkeys(group.keys) if key not in space]
@@ -126,21 +137,22 @@ def _extract_one(
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, share: list[list[Path]], spec: TowerSpec, space: Space, ahead: int
+    pool: ThreadPoolExecutor,
+    share: list[list[Path]],
+    load: Callable[[list[Path]], _Group],
+    ahead: int,
 ) -> Iterator[_Group]:
     """Groups in order, the next `ahead` of them read and preprocessed meanwhile."""
-    waiting = [pool.submit(_load, paths, spec, space) for paths in share[:ahead]]
+    waiting = [pool.submit(load, paths) for paths in share[:ahead]]
     for following in [*share[ahead:], *[None] * len(waiting)]:
         group = waiting.pop(0).result()
         if following is not None:
-            waiting.append(pool.submit(_load, following, spec, space))
+            waiting.append(pool.submit(load, following))
         yield group
 
 
-def _load(paths: list[Path], spec: TowerSpec, space: Space) -> _Group:
+def _load(paths: list[Path], spec: TowerSpec, space: Space, mirrored: bool) -> _Group:
     """Reads each file once: for its key and, where the group is not all there, for its pixels."""
-    from llava.model.multimodal_encoder.preprocess import pixels
-
     files, bad = {}, {}
     for path in paths:
         try:
@@ -148,11 +160,14 @@ def _load(paths: list[Path], spec: TowerSpec, space: Space) -> _Group:
         except OSError as error:
             bad[path] = f"cannot be read: {error.strerror or error}"
     keys = {path: image_key(data) for path, data in files.items()}
+    if mirrored:
+        keys = {path: mirrored_key(key) for path, key in keys.items()}
     if not all(key in space for key in keys.values()):
         images = {}
         for path, data in files.items():
             try:
-                images[path] = decode(data)
+                image = decode(data)
+                images[path] = ImageOps.mirror(image) if mirrored else image
             except LawError as error:
                 bad[path] = str(error)
         keys = {path: keys[path] for path in images}
@@ -271,6 +286,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--select", choices=SELECTS, help="tokens; default: the tower's own")
     parser.add_argument("--layer", type=int, help="hidden state; default: the tower's own")
     parser.add_argument(
+        "--mirrored", action="store_true", help="of the images turned left to right, beside the own"
+    )
+    parser.add_argument(
         "--skip-missing", action="store_true", help="go on without towers whose packages lack"
     )
     add_arguments(parser)
@@ -284,11 +302,11 @@ def main(argv: list[str]) -> None:
         representations = [found for found in representations if _has_packages(found)]
     images = find_images(arguments.images)
     store = FeatureStore(arguments.out)
+    options = {"frame": arguments.frame, **run_options(arguments)}
     for representation in representations:
-        done = extract(
-            representation, images, store, frame=arguments.frame, **run_options(arguments)
-        )
-        report(done)
+        report(extract(representation, images, store, **options))
+        if arguments.mirrored:
+            report(extract(representation, images, store, mirrored=True, **options))
 
 
 def _has_packages(representation: Representation) -> bool:

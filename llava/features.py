@@ -65,6 +65,11 @@ def image_key(image: str | os.PathLike | bytes | Image.Image) -> str:
         raise LawError(f"{image}: cannot be read: {error.strerror or error}") from error
 
 
+def mirrored_key(key: str) -> str:
+    """The key of an image turned left to right, from its own."""
+    return hashlib.sha256(f"mirrored {key}".encode()).hexdigest()
+
+
 class FeatureStore:
     """A folder of spaces."""
 

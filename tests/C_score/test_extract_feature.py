@@ -121,6 +121,16 @@ def test_a_representation_name(images, clip, tmp_path, capsys):
     assert len(list((tmp_path / "out").rglob("*.pt"))) == 8
 
 
+def test_mirrored_files(images, clip, tmp_path):
+    """--flip adds what the adaptive flip reads, in the store and as files."""
+    out = tmp_path / "features"
+    arguments = ["--input_path", str(images), "--output_path", str(out), "--feature", "CLIP"]
+    main([*arguments, "--tower-alias", f"CLIP={clip}", "--pt", "--flip"])
+    assert len(list(out.rglob("*_clip.pt"))) == len(list(out.rglob("*_clip_flip.pt"))) == 4
+    (space,) = FeatureStore(out).spaces()
+    assert len(space) == 8
+
+
 def test_suffixes():
     """Options by name and by tower; of other names, the name itself as part of a file name."""
     assert suffix_of("DINOv2") == suffix_of("facebook/dinov2-large") == "dino"

@@ -8,10 +8,11 @@ import sys
 import pytest
 import tiny
 import torch
+from PIL import ImageOps
 
 from llava.errors import LawError, UsageError
 from llava.extraction import decode, extract, find_images, main
-from llava.features import FeatureStore, image_key
+from llava.features import FeatureStore, image_key, mirrored_key
 from llava.model.multimodal_encoder.builder import build_tower
 from llava.model.multimodal_encoder.registry import resolve
 
@@ -122,6 +123,20 @@ def test_bad_images(tmp_path, encoder, images):
     assert done.computed == 0
 
 
+def test_mirrored_images(tmp_path, encoder, images):
+    """Under keys of their own, with the tokens of the picture turned left to right."""
+    run(tmp_path / "store", encoder, images)
+    done = run(tmp_path / "store", encoder, images, mirrored=True)
+    assert (done.computed, len(done.space)) == (9, 18)
+    tower = build_tower(encoder, frame="pad")
+    path = images / "set1" / "3.png"
+    turned = ImageOps.mirror(decode(path.read_bytes()))
+    alone = tower(tower.preprocess([turned]))[0]
+    assert done.keys[path] == mirrored_key(image_key(path))
+    torch.testing.assert_close(done.space.read(done.keys[path]), alone, rtol=1e-5, atol=1e-5)
+    assert run(tmp_path / "store", encoder, images).reused == 10
+
+
 def test_no_room(tmp_path, encoder, images, monkeypatch):
     """Said before the work starts."""
     usage = type("Usage", (), {"free": 1000})
@@ -152,9 +167,9 @@ def test_command(tmp_path, encoder, images, capsys):
     """One line per tower on stdout; another dtype is another space."""
     arguments = ["--images", str(images), "--model", encoder, "--out", str(tmp_path / "s")]
     main([*arguments, "--select", "cls_patch"])
-    main([*arguments, "--dtype", "bfloat16", "--frame", "stretch"])
+    main([*arguments, "--dtype", "bfloat16", "--frame", "stretch", "--mirrored"])
     out = capsys.readouterr().out.splitlines()
-    assert [line.partition(": ")[2] for line in out] == ["9 computed, 1 there"] * 2
+    assert [line.partition(": ")[2] for line in out] == ["9 computed, 1 there"] * 3
     spaces = FeatureStore(tmp_path / "s").spaces()
     assert {(s.frame, s.dtype, s.spec.tokens) for s in spaces} == {
         ("own", "float32", 17),

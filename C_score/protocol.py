@@ -1,0 +1,54 @@
+"""The protocol of a C score as one text: a number without it is not a number.
+
+It names set, split, average, threshold, matching, grid, frame, features and flip, as in
+`spair71k/test/image/bbox/soft5-zero/16x16/anno840/tower/noflip`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from C_score.datasets.frame import ANNO
+from C_score.datasets.pairs import PairSet
+from C_score.pck import Average
+from C_score.score import Options
+from C_score.sources import Features
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What every score of one run has in common."""
+
+    pairs: PairSet
+    options: Options
+    n: int
+    """Side of the grid that cells are compared on."""
+    average: Average = "image"
+    sample: int = 0
+    """Pairs drawn of every category; 0: all."""
+
+    def text(self, towers: Sequence[Features]) -> str:
+        """The protocol of the representation made of `towers`."""
+        return "/".join(
+            [
+                self.pairs.name,
+                self.pairs.split + (f"-sample{self.sample}" if self.sample else ""),
+                self.average,
+                self.options.threshold,
+                str(self.options.match),
+                self.grid(towers),
+                f"anno{ANNO}",
+                "+".join(dict.fromkeys(tower.origin for tower in towers)),
+                self._flip(),
+            ]
+        )
+
+    def grid(self, towers: Sequence[Features]) -> str:
+        """`16x16`; `24x24r16x16` where features of 24 x 24 were resampled to 16 x 16."""
+        own = dict.fromkeys(f"{tower.n}x{tower.n}" for tower in towers)
+        used = f"{self.n}x{self.n}"
+        return used if list(own) == [used] else f"{'+'.join(own)}r{used}"
+
+    def _flip(self) -> str:
+        if not self.options.flip:
+            return "noflip"
+        return "flip" if self.options.mapping == "right" else "flip-reference"
