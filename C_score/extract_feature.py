@@ -17,15 +17,24 @@ if __name__ == "__main__":  # the folders beside this file are no modules: datas
 
 import torch
 
-from C_score.options import FRAMES, options, representation, suffix_of
+from C_score.options import FRAMES, options, representation, sized_name, suffix_of
 from C_score.sources import FLIPPED
 from llava.errors import UsageError
 from llava.exits import run_command
-from llava.extraction import add_arguments, extract, find_images, report, run_options
+from llava.extraction import (
+    add_arguments,
+    extract,
+    find_images,
+    refuse_bad,
+    report,
+    run_options,
+)
 from llava.features import FeatureStore, Space
 from llava.files import write_bytes
-from llava.log import progress
+from llava.log import get_logger, progress
 from llava.model.multimodal_encoder.registry import parse_replacements
+
+logger = get_logger("features")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,14 +49,33 @@ def main(argv: list[str] | None = None) -> None:
         arguments.feature, arguments.protocol, parse_replacements(arguments.tower_alias)
     )
     images, store = find_images([arguments.input_path]), FeatureStore(arguments.output_path)
-    options = {"frame": FRAMES[arguments.protocol], **run_options(arguments)}
+    if arguments.pt:
+        _check_stems(images)
+    options = {**run_options(arguments), "frame": FRAMES[arguments.protocol], "skip_bad": True}
+    done = []
     for mirrored in (False, True) if arguments.flip else (False,):
-        done = extract(found, images, store, mirrored=mirrored, **options)
-        for one in done if arguments.pt else ():
-            name = arguments.feature if len(found.parts) == 1 else one.space.spec.id
+        ready = extract(found, images, store, mirrored=mirrored, **options)
+        for one in ready if arguments.pt else ():
+            single = len(found.parts) == 1
+            name = arguments.feature if single else sized_name(one.space.spec)
             ending = suffix_of(name) + (FLIPPED if mirrored else "")
             export(one.space, one.keys, arguments.input_path, arguments.output_path, ending)
-        report(done)
+        done += ready
+    report(done)
+    if not arguments.skip_bad:
+        refuse_bad(done)
+
+
+def _check_stems(images: list[Path]) -> None:
+    """UsageError where two images would share one .pt file."""
+    first: dict[Path, Path] = {}
+    for path in images:
+        other = first.setdefault(path.with_suffix(""), path)
+        if other != path:
+            raise UsageError(
+                f"--pt: {other} and {path} would both be written to {path.stem}_<feature>.pt; "
+                "rename one, or leave --pt out, since the store keeps them apart"
+            )
 
 
 def export(
@@ -55,10 +83,10 @@ def export(
 ) -> dict[Path, Path]:
     """Writes `<image>_<ending>.pt` files [1, C, H, W] below `out`; image -> file.
 
-    A file that is there with the same bytes is left alone.
+    A file that is there with the same bytes is left alone; others are replaced, which is said.
     """
     rows, columns = space.spec.grid
-    written = {}
+    written, replaced = {}, 0
     for path in progress(sorted(keys), f"writing _{ending}.pt"):
         tokens_NC = space.read(keys[path])
         feature = tokens_NC.T.reshape(1, -1, rows, columns).contiguous()
@@ -66,9 +94,18 @@ def export(
         torch.save(feature, buffer)
         stem = path.relative_to(images).with_suffix("")
         target = out / stem.with_name(f"{stem.name}_{ending}.pt")
-        if not target.is_file() or target.read_bytes() != buffer.getvalue():
+        there = target.is_file()
+        if not there or target.read_bytes() != buffer.getvalue():
             write_bytes(target, buffer.getvalue())
+            replaced += there
         written[path] = target
+    if replaced:
+        logger.warning(
+            "%d files *_%s.pt held other features (another size or protocol, or damaged) and are "
+            "replaced",
+            replaced,
+            ending,
+        )
     return written
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from C_score.datasets.pairs import PairSet, Picture
 from C_score.geo import mutual_points
-from C_score.options import FRAMES, option_of, representation, suffix_of
+from C_score.options import FRAMES, option_of, representation, sized_name, suffix_of
 from C_score.sources import (
     FLIPPED,
     Features,
@@ -18,8 +18,6 @@ from llava import catalog
 from llava.errors import LawError, UsageError, nearest
 from llava.features import FeatureStore, Space, image_key
 from llava.log import get_logger
-from llava.model.multimodal_encoder import registry
-from llava.model.multimodal_encoder.spec import TowerSpec
 
 logger = get_logger("c-score")
 
@@ -217,12 +215,6 @@ class _Finder:
         names = [path.name.removesuffix(".pt") for path in base.parent.glob("*.pt")]
         found = {name[len(base.name) + 1 :] for name in names if name.startswith(f"{base.name}_")}
         return sorted(suffix for suffix in found if suffix and not suffix.endswith(FLIPPED))
-
-
-def sized_name(spec: TowerSpec) -> str:
-    """The id, with `@size` where that is not the tower's own."""
-    known = registry.towers().get(spec.id)
-    return spec.id if known and known.size == spec.size else f"{spec.id}@{spec.size}"
 
 
 def file_representation(name: str) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from llava.config import build, read_yaml
-from llava.errors import UsageError, unknown_name
+from llava.errors import UnknownNameError, UsageError, unknown_name
+from llava.model.multimodal_encoder.known import towers
 from llava.model.multimodal_encoder.registry import Representation, known_names, resolve
 from llava.model.multimodal_encoder.spec import TowerSpec
 
@@ -56,17 +57,16 @@ def representation(
     if protocol not in FRAMES:
         raise UsageError(unknown_name("feature protocol", protocol, FRAMES))
     option = option_of(name)
+    sizes = {o.tower: o.paper_size for o in options().values()} if protocol == "paper" else None
     try:
-        found = resolve(option.tower if option else name, replace=replace)
-    except UsageError:
-        names = [*options(), *known_names()]
-        if option or name.lower() in {known.lower() for known in names} or "/" in name:
+        found = resolve(option.tower if option else name, replace=replace, sizes=sizes)
+    except UnknownNameError:
+        if option or "/" in name:
             raise
-        raise UsageError(unknown_name("feature", name, names, "law towers")) from None
+        names = [*options(), *known_names()]
+        raise UnknownNameError(unknown_name("feature", name, names, "law towers")) from None
     if protocol == "paper":
-        sizes = {o.tower: o.paper_size for o in options().values()}
-        parts = tuple(_as_published(part, sizes) for part in found.parts)
-        found = dataclasses.replace(found, parts=parts)
+        found = dataclasses.replace(found, parts=tuple(map(_as_published, found.parts)))
     return found
 
 
@@ -78,14 +78,18 @@ def option_of(name: str) -> Option | None:
     return None
 
 
+def sized_name(spec: TowerSpec) -> str:
+    """The id, with `@size` where that is not the tower's own."""
+    known = towers().get(spec.id)
+    return spec.id if known and known.size == spec.size else f"{spec.id}@{spec.size}"
+
+
 def suffix_of(name: str) -> str:
     """What ends the .pt files of a feature: the option's suffix, else the name without slashes."""
     option = option_of(name) or next((o for o in options().values() if o.tower == name), None)
     return option.suffix if option else name.replace("/", "--")
 
 
-def _as_published(spec: TowerSpec, sizes: Mapping[str, int]) -> TowerSpec:
-    """The spec with [-1, 1] pixels, at the published size where the tower can take it."""
-    spec = dataclasses.replace(spec, mean=HALF, std=HALF, interpolation="bicubic")
-    size = sizes.get(spec.id, spec.size)
-    return spec.at(size) if spec.flexible and size != spec.size else spec
+def _as_published(spec: TowerSpec) -> TowerSpec:
+    """The spec with [-1, 1] pixels, resized as the published extraction did."""
+    return dataclasses.replace(spec, mean=HALF, std=HALF, interpolation="bicubic")

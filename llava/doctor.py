@@ -25,6 +25,8 @@ EXTRAS = {
     "diffusion": "diffusion towers",
     "eval": "lmms-eval",
     "xformers": "memory-efficient attention on CUDA",
+    "timm": "towers of timm",
+    "photos": "the photographs of warps-mini",
 }
 MODULES = {
     "pyyaml": "yaml",

@@ -16,6 +16,10 @@ class UsageError(LawError):
     exit_code = 2
 
 
+class UnknownNameError(UsageError):
+    """A name that nothing goes by."""
+
+
 class ConfigError(UsageError):
     """A YAML file whose keys or values do not fit the fields they select."""
 

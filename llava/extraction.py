@@ -3,7 +3,7 @@
 Images are taken in groups of `batch_size`, in order of their paths; a group becomes one shard. A
 group that is there is not computed again, and one that is not is computed with the same images
 together, so a run that was killed ends with the same bytes. Under torchrun every rank takes its
-share of the groups.
+share of the groups; files with the same bytes in shares of different ranks may be computed twice.
 """
 
 import argparse
@@ -21,10 +21,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llava.errors import LawError, UsageError, unknown_name
 from llava.features import DTYPES, FeatureStore, Space, image_key, mirrored_key
-from llava.log import get_logger, progress, rank
+from llava.launch import launch
+from llava.log import get_logger, progress
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_tower
 from llava.model.multimodal_encoder.known import check_packages
-from llava.model.multimodal_encoder.preprocess import FRAMES, pixels
+from llava.model.multimodal_encoder.preprocess import FRAMES, pixels, to_rgb
 from llava.model.multimodal_encoder.registry import (
     Representation,
     parse_replacements,
@@ -56,8 +58,8 @@ class Extraction:
 class _Group:
     """Some images on their way into a shard; `pixels` is None where nothing is to compute."""
 
-    paths: list[Path]
-    keys: list[str]
+    keys: dict[Path, str]
+    missing: list[str]
     pixels: torch.Tensor | None
     bad: dict[Path, str]
 
@@ -78,27 +80,32 @@ def extract(
     """Fills the store with every part's features of `images`; one Extraction per part.
 
     `mirrored` takes the images turned left to right, under their own keys (`mirrored_key`).
-    Images that do not decode are left out; unless `skip_bad`, a LawError names them once all the
-    others are done.
+    Images that do not decode, or whose features are not finite, are left out; unless `skip_bad`, a
+    LawError names them once all the others are done.
     """
     if batch_size < 1:
         raise UsageError(f"batch size: expected 1 or more, got {batch_size}")
     images = sorted(set(images))
     spaces = [store.space(spec, frame, dtype) for spec in representation.parts]
     _check_room(spaces, images, store)
-    done = []
-    for spec, space in zip(representation.parts, spaces, strict=True):
-        done.append(_extract_one(spec, space, images, device, batch_size, workers, mirrored))
+    done = [
+        _extract_one(spec, space, images, device, batch_size, workers, mirrored)
+        for spec, space in zip(representation.parts, spaces, strict=True)
+    ]
+    if not skip_bad:
+        refuse_bad(done)
+    return done
+
+
+def refuse_bad(done: Sequence[Extraction]) -> None:
+    """Raises LawError naming the first image that was left out, if any was."""
     bad = {path: why for one in done for path, why in one.bad.items()}
-    for path, why in bad.items():
-        logger.warning("%s: %s; left out", path, why)
-    if bad and not skip_bad:
+    if bad:
         path, why = next(iter(bad.items()))
         raise LawError(
-            f"{len(bad)} of {len(images)} images do not decode, the first is {path} ({why}); the "
-            "others are done. Mend or remove them, or leave them out with --skip-bad"
+            f"{len(bad)} images are left out, the first is {path}: {why}; all others are done. "
+            "Mend or remove them, or go on without them by --skip-bad"
         )
-    return done
 
 
 def _extract_one(
@@ -110,10 +117,10 @@ def _extract_one(
     workers: int,
     mirrored: bool,
 ) -> Extraction:
-    """One tower over this rank's share of the groups."""
-    space.verify()
+    """One tower over this process's share of the groups."""
+    here = launch()
     groups = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-    share = groups[rank() :: world_size()]
+    share = groups[here.rank :: here.world]
     result = Extraction(space)
     tower = None
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -121,19 +128,37 @@ def _extract_one(
         loaded = _ahead(pool, share, load, max(1, workers))
         what = f"{spec.id}@{spec.size}" + (", mirrored" if mirrored else "")
         for group in progress(loaded, what, total=len(share)):
+            missing = [key for key in group.missing if not space.sound(key)]
+            if missing:
+                if tower is None:  # weights are read once something is missing, not before
+                    tower = build_tower(spec, space.frame, DTYPES[space.dtype], device)
+                missing = _compute(tower, space, group, missing)
             result.bad |= group.bad
-            result.keys |= dict(zip(group.paths, group.keys, strict=True))
-            missing = [key for key in dict.fromkeys(group.keys) if key not in space]
-            result.reused += len(group.keys) - len(missing)
+            result.keys |= group.keys
             result.computed += len(missing)
-            if not missing:
-                continue
-            if tower is None:  # weights are read once something is missing, not before
-                tower = build_tower(spec, space.frame, DTYPES[space.dtype], device)
-            tokens = tower(group.pixels)
-            found = dict(zip(group.keys, tokens, strict=True))
-            space.write({key: found[key] for key in missing})
+            result.reused += len(group.keys) - len(missing)
+    for path, why in result.bad.items():
+        logger.warning("%s: %s; left out", path, why)
     return result
+
+
+def _compute(tower: VisionTower, space: Space, group: _Group, missing: list[str]) -> list[str]:
+    """Writes the missing images of a group; those with features that are not finite become bad.
+
+    Returns the keys that were written.
+    """
+    # in the stored dtype, which may not hold what the tower's own does
+    tokens = tower(group.pixels).to(DTYPES[space.dtype])
+    found = dict(zip(group.keys.values(), tokens, strict=True))
+    broken = {key for key in missing if not torch.isfinite(found[key]).all()}
+    for path, key in list(group.keys.items()):
+        if key in broken:
+            group.bad[path] = space.not_finite
+            del group.keys[path]
+    good = [key for key in missing if key not in broken]
+    if good:
+        space.write({key: found[key] for key in good})
+    return good
 
 
 def _ahead(
@@ -152,7 +177,10 @@ def _ahead(
 
 
 def _load(paths: list[Path], spec: TowerSpec, space: Space, mirrored: bool) -> _Group:
-    """Reads each file once: for its key and, where the group is not all there, for its pixels."""
+    """Reads each file once: for its key and, where the group is not all there, for its pixels.
+
+    What is there is read too, so that damage is found and made good.
+    """
     files, bad = {}, {}
     for path in paths:
         try:
@@ -162,38 +190,41 @@ def _load(paths: list[Path], spec: TowerSpec, space: Space, mirrored: bool) -> _
     keys = {path: image_key(data) for path, data in files.items()}
     if mirrored:
         keys = {path: mirrored_key(key) for path, key in keys.items()}
-    if not all(key in space for key in keys.values()):
-        images = {}
-        for path, data in files.items():
-            try:
-                image = decode(data)
-                images[path] = ImageOps.mirror(image) if mirrored else image
-            except LawError as error:
-                bad[path] = str(error)
-        keys = {path: keys[path] for path in images}
-        if images:
-            ready = pixels(list(images.values()), spec, space.frame)
-            return _Group(list(keys), list(keys.values()), ready, bad)
-    return _Group(list(keys), list(keys.values()), None, bad)
+    missing = space.verify(keys.values())
+    if not missing:
+        return _Group(keys, [], None, bad)
+    seen = {}
+    for path, data in files.items():
+        try:
+            image = decode(data)
+            seen[path] = pixels([ImageOps.mirror(image) if mirrored else image], spec, space.frame)
+        except LawError as error:
+            bad[path] = str(error)
+    keys = {path: keys[path] for path in seen}
+    missing = [key for key in missing if key in keys.values()]
+    return _Group(keys, missing, torch.cat(list(seen.values())) if seen else None, bad)
 
 
 def decode(data: bytes) -> Image.Image:
     """The RGB image in a file's bytes; LawError for what does not decode wholly."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise LawError(f"does not decode: {error}") from None
+            return to_rgb(image)
+    except LawError:
+        raise
     except Image.DecompressionBombError as error:
         raise LawError(f"is larger than PIL decodes: {error}") from None
+    except UnidentifiedImageError:
+        raise LawError("does not decode: no image format that PIL knows") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise LawError(f"does not decode: {error}") from None
 
 
 def _check_room(spaces: list[Space], images: list[Path], store: FeatureStore) -> None:
     """Says how much is to be written; LawError where the disk has less."""
-    needed = sum(
-        space.bytes_per_image * max(0, len(images) - min(len(space), len(images)))
-        for space in spaces
-    )
+    needed = sum(space.bytes_per_image for space in spaces) * len(images)
     existing = next(p for p in (store.root, *store.root.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     logger.info(
@@ -212,11 +243,14 @@ def _check_room(spaces: list[Space], images: list[Path], store: FeatureStore) ->
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Image files in folders (searched whole) and among files, sorted; LawError where none is."""
+    """Image files in folders (searched whole, links followed) and among files, sorted.
+
+    Raises LawError where there is none.
+    """
     found: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            found |= {p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()}
+            found |= set(_inside(path))
         elif path.is_file():
             found.add(path)
         else:
@@ -229,16 +263,29 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
-def world_size() -> int:
-    """Processes of this launch, as torchrun, accelerate and Slurm say it; 1 outside of one."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+def _inside(folder: Path) -> Iterator[Path]:
+    """Every image file below a folder; a link back up is followed once."""
+    visited = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(root))
+        folders[:] = [f for f in folders if os.path.realpath(Path(root, f)) not in visited]
+        yield from (Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES)
 
 
-def default_device() -> str:
-    """This process's GPU, else the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK') or 0) % torch.cuda.device_count()}"
+def usable_device(name: str) -> str:
+    """`name`, or without one this process's GPU, else the CPU; UsageError where it cannot be used.
+
+    An empty tensor is made on it, so that a wrong name is found before any work.
+    """
+    if not name and torch.cuda.is_available():
+        name = f"cuda:{launch().local % torch.cuda.device_count()}"
+    name = name or "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--device {name}: {reason}; `law doctor` shows what is there") from None
+    return name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -265,7 +312,7 @@ def run_options(arguments: argparse.Namespace) -> dict:
         raise UsageError(unknown_name("dtype", arguments.dtype, DTYPES))
     return {
         "dtype": arguments.dtype,
-        "device": arguments.device or default_device(),
+        "device": usable_device(arguments.device),
         "batch_size": arguments.batch_size,
         "workers": arguments.workers,
         "skip_bad": arguments.skip_bad,
@@ -300,13 +347,18 @@ def main(argv: list[str]) -> None:
     ]
     if arguments.skip_missing:
         representations = [found for found in representations if _has_packages(found)]
+        if not representations:
+            raise LawError("none of the towers can be run; what each lacks stands above")
     images = find_images(arguments.images)
     store = FeatureStore(arguments.out)
-    options = {"frame": arguments.frame, **run_options(arguments)}
+    options = {"frame": arguments.frame, **run_options(arguments), "skip_bad": True}
+    done = []
     for representation in representations:
-        report(extract(representation, images, store, **options))
-        if arguments.mirrored:
-            report(extract(representation, images, store, mirrored=True, **options))
+        for mirrored in (False, True) if arguments.mirrored else (False,):
+            done += extract(representation, images, store, mirrored=mirrored, **options)
+    report(done)
+    if not arguments.skip_bad:
+        refuse_bad(done)
 
 
 def _has_packages(representation: Representation) -> bool:

@@ -17,9 +17,10 @@ import json
 import os
 import re
 import struct
+import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from llava.config import build, to_plain
@@ -52,7 +53,7 @@ def image_key(image: str | os.PathLike | bytes | Image.Image) -> str:
     """64 hex digits: SHA-256 of a file's bytes, or of a PIL image's mode, size and pixels."""
     if isinstance(image, Image.Image):
         digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
-        if image.mode == "P":  # the same indices mean other colours under another palette
+        if image.mode in ("P", "PA"):  # the same indices mean other colours under another palette
             digest.update(bytes(image.getpalette() or []))
         digest.update(image.tobytes())
         return digest.hexdigest()
@@ -77,9 +78,25 @@ class FeatureStore:
         self.root = Path(root)
 
     def spaces(self) -> list["Space"]:
-        """Every space here, by folder name; folders that are none are not mentioned."""
-        folders = sorted(self.root.glob("*/space.json")) if self.root.is_dir() else []
-        return [Space.open(path.parent) for path in folders]
+        """Every space here, by folder name; a folder that is none is said and left out."""
+        found = []
+        for path in sorted(self.root.glob("*/space.json")) if self.root.is_dir() else []:
+            try:
+                found.append(Space.open(path.parent))
+            except LawError as error:
+                logger.warning("%s", error)
+        return found
+
+    def _folder(self, key: str) -> Path | None:
+        """The folder of the space with this key, whatever it is called."""
+        for folder in sorted(self.root.glob(f"*-{key[:12]}")):
+            try:
+                facts = json.loads((folder / "space.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if isinstance(facts, dict) and facts.get("key") == key:
+                return folder
+        return None
 
     def find(self, spec: TowerSpec, frame: str, dtype: str | None = None) -> "Space":
         """The space of a spec and frame; the dtype may be left open where there is just one.
@@ -87,20 +104,22 @@ class FeatureStore:
         Raises LawError that names what is here, and the command that makes what is not.
         """
         check_frame(frame)
-        fitting = [s for s in self.spaces() if s.spec.hash() == spec.hash() and s.frame == frame]
-        if dtype:
-            fitting = [space for space in fitting if space.dtype == dtype]
+        fitting = {
+            name: folder
+            for name in ([dtype] if dtype else DTYPES)
+            if (folder := self._folder(space_key(spec, frame, name)))
+        }
         if len(fitting) == 1:
-            return fitting[0]
+            return Space.open(*fitting.values())
         if fitting:
             raise LawError(
-                f"{self.root} holds {spec.id} as {' and '.join(s.dtype for s in fitting)}; say "
-                "which with --dtype"
+                f"{self.root} holds {spec.id} as {' and '.join(fitting)}; say which with --dtype"
             )
         here = ", ".join(str(space) for space in self.spaces()) or "nothing"
         raise LawError(
-            f"{self.root} has no features of {describe(spec, frame)}; it holds {here}. Make them "
-            f"with `law features --model {spec.id} --frame {frame} --images DIR --out {self.root}`"
+            f"{self.root} has no features of {describe(spec, frame)}; it holds {here}. `law "
+            f"features --model {spec.id}@{spec.size} --frame {frame} --images DIR --out "
+            f"{self.root}` makes them"
         )
 
     def space(self, spec: TowerSpec, frame: str, dtype: str) -> "Space":
@@ -109,9 +128,9 @@ class FeatureStore:
         if dtype not in DTYPES:
             raise UsageError(unknown_name("dtype", dtype, DTYPES))
         key = space_key(spec, frame, dtype)
-        there = sorted(self.root.glob(f"*-{key[:12]}"))  # a moved tower has another name before it
-        folder = there[0] if there else self.root / f"{_slug(spec)}-{frame}-{dtype}-{key[:12]}"
-        if not (folder / "space.json").is_file():
+        folder = self._folder(key)
+        if folder is None:
+            folder = self.root / f"{_slug(spec)}-{frame}-{dtype}-{key[:12]}"
             libraries = _libraries()
             facts = {
                 "format": 1,
@@ -149,9 +168,11 @@ class Space:
     libraries: dict[str, str]
     damaged: dict[str, str] = field(default_factory=dict)
     """Shard -> why it is not read; extraction makes it again."""
-    _where: dict[str, str] = field(default_factory=dict, repr=False)
+    _where: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    """Image -> the shards that hold it: a second copy is read where the first is damaged."""
     _sums: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
     _open: OrderedDict = field(default_factory=OrderedDict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
     def open(cls, folder: Path) -> "Space":
@@ -162,7 +183,7 @@ class Space:
             spec = build(TowerSpec, facts["spec"], str(path))
             space = cls(folder, spec, facts["frame"], facts["dtype"], facts["libraries"])
             key = facts["key"]
-        except (OSError, ValueError, KeyError, TypeError, LawError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, LawError) as error:
             raise LawError(
                 f"{path}: describes no feature space ({error}); move the folder away"
             ) from error
@@ -174,18 +195,21 @@ class Space:
     def refresh(self) -> None:
         """Looks for shards that other processes have written since."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            if path.name not in self._sums and SHARD.fullmatch(path.name):
+            known = path.name in self._sums or path.name in self.damaged
+            if not known and SHARD.fullmatch(path.name):
                 self._add(path)
 
     def _add(self, path: Path) -> None:
         try:
             sums = self._read_header(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self.damaged[path.name] = str(error)
             return
-        self.damaged.pop(path.name, None)
-        self._sums[path.name] = sums
-        self._where |= dict.fromkeys(sums, path.name)
+        with self._lock:
+            self.damaged.pop(path.name, None)
+            self._sums[path.name] = sums
+            for key in sums:
+                self._where.setdefault(key, []).append(path.name)
 
     def _read_header(self, path: Path) -> dict[str, int]:
         """Image key -> CRC-32 of its bytes; ValueError where the file is not a whole shard."""
@@ -223,37 +247,65 @@ class Space:
 
         Raises LawError where they are not here, or their bytes are not those that were written.
         """
-        name = self._where.get(key)
-        if name is None:
-            raise LawError(f"{self.folder}: no features of image {key[:12]}")
-        try:
-            tokens = self._shard(name).get_tensor(key)
-        except Exception as error:  # safetensors raises its own kinds, and OSError
-            self.forget(name, f"cannot be read: {error}")
-        else:
-            if _crc(tokens) == self._sums[name][key]:
+        names = list(self._where.get(key, ()))
+        for name in names:
+            tokens = self._read(name, key)
+            if tokens is not None:
                 return tokens
-            self.forget(name, "its bytes are not those that were written")
+        if not names:
+            raise LawError(f"{self.folder}: no features of image {key[:12]}")
         raise LawError(
-            f"{self.folder / name}: {self.damaged[name]}; extract again, which makes it anew"
+            f"{self.folder / names[0]}: {self.damaged[names[0]]}; extract again, which makes it "
+            "anew"
         )
 
-    def forget(self, name: str, why: str) -> None:
-        """Takes a shard's images as missing."""
-        self.damaged[name] = why
-        self._open.pop(name, None)
-        for key in self._sums.pop(name, {}):
-            if self._where.get(key) == name:
-                del self._where[key]
+    def _read(self, name: str, key: str) -> torch.Tensor | None:
+        """The image's tokens out of one shard; None, and the shard forgotten, where it is bad."""
+        try:
+            with self._lock:
+                tokens, expected = self._shard(name).get_tensor(key), self._sums[name][key]
+        except (OSError, KeyError, SafetensorError) as error:
+            self._forget(name, f"cannot be read: {error}")
+            return None
+        if _crc(tokens) == expected:
+            return tokens
+        with self._lock:  # the shard's other images have checksums of their own
+            self.damaged[name] = "bytes of it are not those that were written"
+            if self._sums.get(name, {}).pop(key, None) is not None:
+                self._drop(name, key)
+        return None
 
-    def verify(self) -> None:
-        """Reads everything; what does not fit its checksum is forgotten and said."""
-        for key in list(self):
-            if key in self:
-                try:
-                    self.read(key)
-                except LawError as error:
-                    logger.warning("%s", error)
+    def verify(self, keys: Iterable[str]) -> list[str]:
+        """Reads the images; those that no undamaged shard holds, in order, each once."""
+        keys = list(dict.fromkeys(keys))
+        for key in keys:
+            for name in list(self._where.get(key, ())):
+                self._read(name, key)
+        return [key for key in keys if not self.sound(key)]
+
+    def sound(self, key: str) -> bool:
+        """Whether a shard holds the image of which no damage is known."""
+        return any(name not in self.damaged for name in self._where.get(key, ()))
+
+    def _drop(self, name: str, key: str) -> None:
+        self._where[key].remove(name)
+        if not self._where[key]:
+            del self._where[key]
+
+    def _forget(self, name: str, why: str) -> None:
+        """Takes what a shard holds as missing, until it is written again."""
+        with self._lock:
+            self.damaged[name] = why
+            self._open.pop(name, None)
+            for key in self._sums.pop(name, {}):
+                self._drop(name, key)
+
+    def __getstate__(self) -> dict:
+        """Without open files and the lock, so that a worker process may have a copy."""
+        return {**self.__dict__, "_open": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def _shard(self, name: str) -> Any:
         if name not in self._open:
@@ -274,18 +326,20 @@ class Space:
         for key, value in tokens.items():
             if tuple(value.shape) != shape:
                 raise LawError(f"{self.spec.id} gave tokens {tuple(value.shape)}, expected {shape}")
-            if not torch.isfinite(value).all():
-                raise LawError(
-                    f"{self.spec.id} gave NaN or infinite features for image {key[:12]} in "
-                    f"{self.dtype}; take --dtype float32"
-                )
             kept[key] = value.to("cpu", DTYPES[self.dtype]).contiguous()
+            if not torch.isfinite(kept[key]).all():
+                raise LawError(f"image {key[:12]}: {self.not_finite}")
         name = hashlib.sha256("".join(sorted(kept)).encode()).hexdigest()[:24] + ".safetensors"
         sums = {key: _crc(value) for key, value in sorted(kept.items())}
-        self._open.pop(name, None)
+        self._forget(name, "is being written")
         write_bytes(self.folder / name, save(kept, {"crc32": json.dumps(sums)}))
-        self._sums.pop(name, None)
         self._add(self.folder / name)
+
+    @property
+    def not_finite(self) -> str:
+        """What to say of tokens that are NaN or infinite."""
+        wider = "" if self.dtype == "float32" else "; take --dtype float32"
+        return f"{self.spec.id} gave NaN or infinite features in {self.dtype}{wider}"
 
     @property
     def bytes_per_image(self) -> int:
@@ -293,8 +347,9 @@ class Space:
         return self.spec.tokens * self.spec.dim * DTYPES[self.dtype].itemsize
 
 
-def space_key(spec: TowerSpec, frame: str, dtype: str, preprocessing: int = VERSION) -> str:
+def space_key(spec: TowerSpec, frame: str, dtype: str, preprocessing: int | None = None) -> str:
     """64 hex digits over what the features of an image depend on besides its bytes."""
+    preprocessing = VERSION if preprocessing is None else preprocessing
     return hashlib.sha256(f"{spec.hash()} {preprocessing} {frame} {dtype}".encode()).hexdigest()
 
 

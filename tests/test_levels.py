@@ -21,6 +21,7 @@ LEVELS = {
     "llava/config.py": 1,
     "llava/conversation.py": 1,
     "llava/files.py": 1,
+    "llava/launch.py": 1,
     "llava/log.py": 1,
     "llava/results.py": 1,
     "llava/results_csv.py": 1,

@@ -36,6 +36,8 @@ def save_encoder(folder: Path, kind: str, seed: int = 0, **changes) -> Path:
         "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel"),
     }
     config_name, model_name = configs[kind]
+    if kind == "dinov3_vit":
+        shape.setdefault("num_register_tokens", 4)  # as the released ones
     torch.manual_seed(seed)
     model = getattr(transformers, model_name)(getattr(transformers, config_name)(**shape))
     with torch.no_grad():  # the usual start is so small that every token looks the same

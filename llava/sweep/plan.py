@@ -4,6 +4,8 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from packaging.requirements import InvalidRequirement, Requirement
+
 from llava.config import load
 
 
@@ -41,6 +43,13 @@ class RunConfig:
                 raise ValueError(f"steps: two are called '{step.name}'; names must differ")
             if not step.name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"steps: '{step.name}': expected letters, digits, - and _")
+            for need in step.needs:
+                try:
+                    Requirement(need)
+                except InvalidRequirement:
+                    raise ValueError(
+                        f"{step.name}: needs '{need}'; expected a package such as scikit-image"
+                    ) from None
             for output in step.outputs:
                 if Path(output).is_absolute() or ".." in Path(output).parts:
                     raise ValueError(f"{step.name}: output '{output}' is not in the run folder")

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from llava import __version__
 from llava.config import save
 from llava.errors import LawError
@@ -38,7 +40,9 @@ def main(argv: list[str]) -> None:
         config = dataclasses.replace(config, run_dir=arguments.run_dir)
     if arguments.plan:
         for step in config.steps:
-            print(f"{step.name}: law {' '.join(step.arguments(config.run_dir))}")
+            lacking = ", ".join(name for name in step.needs if not _installed(name))
+            note = f"  (left out: {lacking} is not installed)" if lacking else ""
+            print(f"{step.name}: law {' '.join(step.arguments(config.run_dir))}{note}")
         return
     left_out = run(config)
     done = [step for step in config.steps if step.name not in left_out]
@@ -65,6 +69,7 @@ def run(config: RunConfig) -> dict[str, str]:
                 left_out[step.name] = f"{', '.join(lacking)} is not installed"
                 logger.warning("step %s is left out: %s", step.name, left_out[step.name])
                 log.write(json.dumps({"step": step.name, "left_out": left_out[step.name]}) + "\n")
+                log.flush()
                 continue
             logger.info("step %d of %d: %s", index, len(config.steps), step.name)
             entry = _run_step(step, config.run_dir)
@@ -75,12 +80,13 @@ def run(config: RunConfig) -> dict[str, str]:
     return left_out
 
 
-def _installed(name: str) -> bool:
+def _installed(text: str) -> bool:
+    """Whether a requirement such as `scikit-image` or `torch>=2` is met."""
+    requirement = Requirement(text)
     try:
-        version(name)
+        return requirement.specifier.contains(version(requirement.name), prereleases=True)
     except PackageNotFoundError:
         return False
-    return True
 
 
 def _run_step(step: StepConfig, run_dir: Path) -> dict:

@@ -73,6 +73,24 @@ def test_protocols():
         representation("DINOv2", "papr")
 
 
+def test_paper_sizes_give_way():
+    """The published size is a tower's own there; what a name or a partner asks for counts first."""
+    assert representation("dinov2@336", "paper").parts[0].size == 336
+    assert {p.grid for p in representation("clip336+dinov2", "paper").parts} == {(24, 24)}
+    with pytest.raises(UsageError, match="14 x 14"):
+        representation("siglip+clip")
+
+
+def test_two_images_one_file(images, clip, tmp_path):
+    """--pt refuses names that would overwrite each other."""
+    path = next(images.rglob("*.jpg"))
+    path.with_suffix(".png").write_bytes(path.read_bytes())
+    arguments = ["--input_path", str(images), "--output_path", str(tmp_path / "out")]
+    with pytest.raises(UsageError, match="would both be written"):
+        main([*arguments, "--feature", clip, "--pt"])
+    main([*arguments, "--feature", clip])
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("DINOV22", "did you mean 'DINOv2'"), ("clipp", "did you mean 'CLIP'|'clip'"), ("x/y", "x/y")],

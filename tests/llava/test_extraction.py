@@ -8,11 +8,12 @@ import sys
 import pytest
 import tiny
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from llava.errors import LawError, UsageError
-from llava.extraction import decode, extract, find_images, main
+from llava.extraction import decode, extract, find_images, main, usable_device
 from llava.features import FeatureStore, image_key, mirrored_key
+from llava.launch import Launch, launch
 from llava.model.multimodal_encoder.builder import build_tower
 from llava.model.multimodal_encoder.registry import resolve
 
@@ -110,17 +111,106 @@ def test_parts_of_a_combination(tmp_path, encoder, images):
 
 
 def test_bad_images(tmp_path, encoder, images):
-    """All the others are done, then the error names one; --skip-bad goes on; both count."""
+    """All the others are done, then the error names one; --skip-bad goes on; all are counted."""
     whole = (images / "set0" / "2.png").read_bytes()
     (images / "set0" / "2.png").write_bytes(whole[: len(whole) // 2])
     (images / "set1" / "text.jpg").write_text("not an image")
     (images / "set1" / "empty.jpg").write_bytes(b"")
-    with pytest.raises(LawError, match=r"3 of 12 images do not decode.*--skip-bad"):
+    Image.new("F", (9, 9)).save(images / "float.tiff")
+    Image.new("L", (1, 20000)).save(images / "thin.png")
+    with pytest.raises(LawError, match=r"5 images are left out.*--skip-bad"):
         run(tmp_path / "store", encoder, images)
     done = run(tmp_path / "store", encoder, images, skip_bad=True)
-    assert len(done.bad) == 3
+    assert sorted(path.name for path in done.bad) == [
+        "2.png",
+        "empty.jpg",
+        "float.tiff",
+        "text.jpg",
+        "thin.png",
+    ]
+    assert "too thin for frame 'pad'" in done.bad[images / "thin.png"]
     assert len(done.space) == 8
     assert done.computed == 0
+
+
+def test_features_that_are_not_finite(tmp_path, encoder, images, monkeypatch):
+    """The image is named, the others of its group are kept."""
+    from llava.model.multimodal_encoder.base import VisionTower
+
+    whole = VisionTower.forward
+
+    def broken(self, pixels):
+        tokens = whole(self, pixels)
+        tokens[0, 3, 2] = torch.nan
+        return tokens
+
+    monkeypatch.setattr(VisionTower, "forward", broken)
+    with pytest.raises(LawError, match=r"\.png: .*NaN or infinite features in bfloat16; take"):
+        run(tmp_path / "store", encoder, images, dtype="bfloat16")
+    done = run(tmp_path / "store", encoder, images, dtype="bfloat16", skip_bad=True)
+    assert len(done.bad) >= 3
+    assert len(done.space) == 9 - len(done.bad)
+
+
+def test_other_groupings_mend_damage(tmp_path, encoder, images):
+    """With another batch size the damaged shard keeps its name, and good copies are read."""
+    done = run(tmp_path / "store", encoder, images, batch_size=4)
+    for shard in done.space.folder.glob("*.safetensors"):
+        data = bytearray(shard.read_bytes())
+        data[-5] ^= 1
+        shard.write_bytes(data)
+    again = run(tmp_path / "store", encoder, images, batch_size=3)
+    assert again.computed > 0
+    fresh = FeatureStore(tmp_path / "store").find(done.space.spec, "pad")
+    assert all(fresh.read(key).isfinite().all() for key in done.keys.values())
+
+
+def test_links_are_followed(tmp_path, images):
+    """A category that is a link to a folder elsewhere counts; a link back up ends."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "x.png").write_bytes((images / "set0" / "0.png").read_bytes())
+    (images / "linked").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(images)
+    assert images / "linked" / "x.png" in find_images([images])
+    assert len(find_images([images])) == 11
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "2"}, "RANK is 2 and WORLD_SIZE None"),
+        ({"WORLD_SIZE": "2"}, "RANK is None and WORLD_SIZE 2"),
+        ({"RANK": "9", "WORLD_SIZE": "2"}, "expected a rank from 0"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+    ],
+)
+def test_half_a_launch_is_refused(monkeypatch, environment, message):
+    """Else some share of the work would be nobody's."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message):
+        launch()
+
+
+def test_slurm(monkeypatch):
+    """srun's steps are launches; the shell of an allocation is one process."""
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert launch() == Launch(0, 1, 0)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    assert launch() == Launch(3, 4, 1)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
+def test_devices_that_are_none(device):
+    """Found before any work, with the command that shows what is there."""
+    if device == "cuda:99" and torch.cuda.is_available():
+        pytest.skip("a CUDA error would stay with the process")
+    with pytest.raises(UsageError, match="law doctor"):
+        usable_device(device)
 
 
 def test_mirrored_images(tmp_path, encoder, images):

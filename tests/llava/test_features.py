@@ -72,32 +72,87 @@ def test_cut_short(space, keep):
     assert list(again.damaged) == [path.name]
 
 
+def flip_a_bit(space: Space, key: str) -> str:
+    """Alters the stored bytes of one image; the shard's name."""
+    (name,) = space._where[key]
+    data = bytearray((space.folder / name).read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    start = 8 + length + json.loads(data[8 : 8 + length])[key]["data_offsets"][0]
+    data[start + 2] ^= 4
+    (space.folder / name).write_bytes(data)
+    return name
+
+
 def test_a_changed_byte(space):
-    """The checksum finds it when it is read; what is left stays readable, and it can be redone."""
-    path = space.folder / space._where[KEYS[0]]
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 4
-    path.write_bytes(data)
+    """The checksum of that image finds it; the others stay readable, and it can be redone."""
+    name = flip_a_bit(space, KEYS[0])
     again = Space.open(space.folder)
-    assert len(again) == 4
-    again.verify()
-    assert len(again) == 2
-    assert "not those that were written" in again.damaged[path.name]
+    assert again.verify(KEYS[:5]) == [KEYS[0], KEYS[1], KEYS[4]]
+    assert list(again.damaged) == [name]
+    assert torch.equal(again.read(KEYS[1]), tokens(1))
+    assert KEYS[0] not in again
+    again.refresh()
+    assert KEYS[0] not in again
     again.write({KEYS[0]: tokens(0), KEYS[1]: tokens(1)})
     assert not again.damaged
-    assert torch.equal(Space.open(space.folder).read(KEYS[1]), tokens(1))
+    assert torch.equal(Space.open(space.folder).read(KEYS[0]), tokens(0))
 
 
 def test_reading_damage_is_an_error(space):
     """It names the shard and what to do."""
-    path = space.folder / space._where[KEYS[0]]
-    data = bytearray(path.read_bytes())
-    data[-30] ^= 1
-    path.write_bytes(data)
+    flip_a_bit(space, KEYS[0])
     fresh = Space.open(space.folder)
-    with pytest.raises(LawError, match=r"safetensors: its bytes.*extract again"):
-        for key in KEYS[:4]:
-            fresh.read(key)
+    with pytest.raises(LawError, match=r"safetensors: bytes of it.*extract again"):
+        fresh.read(KEYS[0])
+
+
+def test_a_second_copy_is_read(space):
+    """Written again in another shard, an image outlives the damaged copy, whichever comes first."""
+    flip_a_bit(space, KEYS[0])
+    for other in (KEYS[4], KEYS[5]):
+        space.write({KEYS[0]: tokens(0), other: tokens(9)})
+    for _ in range(2):
+        fresh = Space.open(space.folder)
+        assert torch.equal(fresh.read(KEYS[0]), tokens(0))
+        assert torch.equal(fresh.read(KEYS[1]), tokens(1))
+
+
+def test_a_copy_for_a_worker(space):
+    """A loader's process gets a space without open files."""
+    import pickle
+
+    space.read(KEYS[0])
+    copy = pickle.loads(pickle.dumps(space))
+    assert torch.equal(copy.read(KEYS[2]), tokens(2))
+
+
+def test_a_broken_neighbour(tmp_path, space, law_log):
+    """One folder that describes no space is said, and hides no other."""
+    for name, text in (("zz", "{}"), ("yy", "["), ("xx", "null")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "space.json").write_text(text)
+    store = FeatureStore(tmp_path)
+    assert [found.folder for found in store.spaces()] == [space.folder]
+    assert sum("describes no feature space" in line for line in law_log) == 3
+    assert store.find(SPEC, "pad").folder == space.folder
+
+
+def test_older_preprocessing_is_another_space(tmp_path, space, monkeypatch):
+    """Pixels of another version are other features, for readers too."""
+    monkeypatch.setattr("llava.features.VERSION", 2)
+    store = FeatureStore(tmp_path)
+    with pytest.raises(LawError, match="has no features of"):
+        store.find(SPEC, "pad")
+    assert len(store.space(SPEC, "pad", "float32")) == 0
+    assert store.find(SPEC, "pad").folder != space.folder
+
+
+def test_specs_come_back_as_they_went_in(tmp_path):
+    """Whole numbers in a plugin's facts and options do not change the key on the way."""
+    odd = dataclasses.replace(SPEC, mean=(0, 0, 0), std=(1, 1, 1), options={"c": 1.0, "d": 0.5})
+    store = FeatureStore(tmp_path)
+    assert store.space(odd, "own", "float32").spec.hash() == odd.hash()
+    assert store.find(odd, "own").spec == odd
 
 
 def test_foreign_files(space, tmp_path):
@@ -214,7 +269,7 @@ def test_two_writers(tmp_path):
     for writer in writers:
         writer.join()
     space = FeatureStore(tmp_path).find(SPEC, "pad")
-    space.verify()
+    assert space.verify(list(space)) == []
     assert len(space) == 30
     assert not space.damaged
     assert torch.equal(space.read(f"{15:064x}"), tokens(15))

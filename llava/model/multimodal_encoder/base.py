@@ -4,6 +4,7 @@ Letters in shapes: B images, N tokens, C channels, H x W grid, S side of the inp
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -20,15 +21,20 @@ class VisionTower(nn.Module):
     and dtype.
     """
 
+    loads_in_dtype: ClassVar[bool] = False
+    """Whether `load` gives weights in `self.dtype` itself, some kept wider on purpose."""
+
     def __init__(self, spec: TowerSpec, frame: str = "own", dtype: torch.dtype = torch.float32):
         super().__init__()
         self.spec = spec
         self.frame = check_frame(frame)
-        self._dtype = dtype
+        # Moves and casts with the tower, also where that has no weights.
+        self.register_buffer("_anchor", torch.empty(0, dtype=dtype), persistent=False)
         self.load()
+        if not self.loads_in_dtype:
+            self.to(dtype)
         self.requires_grad_(False)
         self.eval()
-        self.to(dtype)
 
     def load(self) -> None:
         """Makes the modules and reads the weights from `self.source`."""
@@ -50,6 +56,8 @@ class VisionTower(nn.Module):
     @torch.no_grad()
     def forward(self, pixels_BCSS: torch.Tensor) -> torch.Tensor:
         """Selected tokens [B, N, C], patches row by row, in the tower's dtype."""
+        if not len(pixels_BCSS):
+            return self._anchor.new_empty(0, self.num_tokens, self.dim)
         return self.selected(self.encode(pixels_BCSS.to(self.device, self.dtype)))
 
     def selected(self, tokens_BNC: torch.Tensor) -> torch.Tensor:
@@ -68,6 +76,10 @@ class VisionTower(nn.Module):
             return tokens_BNC[:, :1]
         return torch.cat([tokens_BNC[:, :1], patches], 1)
 
+    def requires_grad_(self, requires_grad: bool = True) -> "VisionTower":
+        """Stays frozen, whatever the model around it does."""
+        return super().requires_grad_(False)
+
     def train(self, mode: bool = True) -> "VisionTower":
         """Stays in evaluation mode: a frozen tower has no training mode."""
         return super().train(False)
@@ -82,7 +94,7 @@ class VisionTower(nn.Module):
         """Width of a token."""
         return self.spec.dim
 
-    hidden_size = dim
+    hidden_size = dim  # as LLaVA calls it
 
     @property
     def num_patches(self) -> int:
@@ -97,9 +109,9 @@ class VisionTower(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights and the tokens."""
-        return next((p.dtype for p in self.parameters()), self._dtype)
+        return self._anchor.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        return self._anchor.device

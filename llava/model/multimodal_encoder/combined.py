@@ -12,16 +12,19 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.registry import JOINS, Representation
 
 
-class PixelBatch(Sequence):
+class PixelBatch:
     """One pixel tensor [B, 3, S_i, S_i] per part; sizes may differ, images are the same.
 
-    An index into it is an index into the images, as of a tensor.
+    An index into it is an index into the images, as of a tensor; of a single image, indexed out of
+    a batch, the tensors are [3, S_i, S_i]. It is no Sequence: loaders would take it apart.
     """
 
     def __init__(self, parts: Sequence[torch.Tensor]):
         self.parts = tuple(parts)
 
     def __len__(self) -> int:
+        if self.parts[0].ndim < 4:
+            raise TypeError("a single image has no length; PixelBatch.stack makes a batch of some")
         return len(self.parts[0])
 
     def __getitem__(self, index: int | slice | torch.Tensor) -> "PixelBatch":
@@ -33,6 +36,10 @@ class PixelBatch(Sequence):
     def to(self, *args: Any, **kwargs: Any) -> "PixelBatch":
         """Each part moved or cast as `torch.Tensor.to` does."""
         return self._each(lambda part: part.to(*args, **kwargs))
+
+    def pin_memory(self, device: Any = None) -> "PixelBatch":
+        """Each part in page-locked memory, as a DataLoader asks for."""
+        return self._each(lambda part: part.pin_memory())
 
     @property
     def device(self) -> torch.device:
@@ -47,7 +54,8 @@ class PixelBatch(Sequence):
     @staticmethod
     def stack(items: Sequence["PixelBatch"]) -> "PixelBatch":
         """A batch from single images, each indexed out of one."""
-        return PixelBatch([torch.stack(parts) for parts in zip(*(i.parts for i in items))])  # noqa: B905
+        columns = zip(*(item.parts for item in items), strict=True)
+        return PixelBatch([torch.stack(parts) for parts in columns])
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PixelBatch":
         return PixelBatch([change(part) for part in self.parts])
@@ -71,6 +79,8 @@ class CombinedTower(nn.Module):
 
     def tokens(self, pixels: PixelBatch | Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Tokens [B, N_i, C_i] of every part, not joined."""
+        if isinstance(pixels, torch.Tensor):
+            raise TypeError("one tensor for several towers; expected what preprocess gives")
         given = pixels.parts if isinstance(pixels, PixelBatch) else list(pixels)
         if len(given) != len(self.parts):
             raise ValueError(f"pixels for {len(given)} towers, expected {len(self.parts)}")
@@ -79,7 +89,7 @@ class CombinedTower(nn.Module):
     def forward(self, pixels: PixelBatch | Sequence[torch.Tensor]) -> torch.Tensor:
         """Joined tokens [B, N, C]."""
         tokens = self.tokens(pixels)
-        if self.representation.grid_align:
+        if self.representation.grid_align and self.parts[0].spec.select != "cls":
             tokens = self._aligned(tokens)
         return join_tokens(tokens, self.representation.join)
 
@@ -88,6 +98,10 @@ class CombinedTower(nn.Module):
             resize_tokens(one, part.grid, self.grid, part.num_tokens - part.num_patches)
             for one, part in zip(tokens, self.parts, strict=True)
         ]
+
+    def requires_grad_(self, requires_grad: bool = True) -> "CombinedTower":
+        """Stays frozen, as its parts do."""
+        return super().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "CombinedTower":
         """Stays in evaluation mode, as its parts do."""
@@ -103,7 +117,7 @@ class CombinedTower(nn.Module):
         """Width of a joined token."""
         return self.representation.dim
 
-    hidden_size = dim
+    hidden_size = dim  # as LLaVA calls it
 
     @property
     def num_patches(self) -> int:

@@ -51,14 +51,16 @@ def _add(found: dict[str, Family], family: Family, where: str) -> None:
     """Adds a family; a name, id or alias that another family has is an error, not a choice."""
     if family.name in found:
         raise ConfigError(f"{where}: there is already a family '{family.name}'")
-    taken = {name.lower(): other.name for other in found.values() for name in _names(other)}
-    for name in _names(family):
+    taken = {name.lower(): other.name for other in found.values() for name in names_of(other)}
+    for name in names_of(family):
         if name.lower() in taken:
             raise ConfigError(f"{where}: '{name}' is already of family '{taken[name.lower()]}'")
+        taken[name.lower()] = family.name
     found[family.name] = family
 
 
-def _names(family: Family) -> list[str]:
+def names_of(family: Family) -> list[str]:
+    """Ids and aliases of a family."""
     return [*(tower.id for tower in family.towers), *family.aliases]
 
 

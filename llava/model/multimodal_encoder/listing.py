@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from llava.errors import UsageError
 from llava.model.multimodal_encoder.known import families, missing_packages, towers
 from llava.model.multimodal_encoder.registry import parse_replacements, plain, resolve
 from llava.model.multimodal_encoder.spec import SELECTS, TowerSpec
@@ -22,7 +23,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--tower-alias", action="append", default=[], metavar="OLD=NEW")
     parser.add_argument("--json", action="store_true", help="as JSON")
     arguments = parser.parse_args(argv)
-    if arguments.name:
+    if arguments.name is None and (arguments.select or arguments.tower_alias):
+        raise UsageError("--select and --tower-alias need a NAME: `law towers NAME --select cls`")
+    if arguments.name is not None:
         replace = parse_replacements(arguments.tower_alias)
         found = resolve(arguments.name, select=arguments.select, replace=replace)
         if arguments.json:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava.errors import UsageError, unknown_name
+from llava.errors import LawError, UsageError, unknown_name
 from llava.model.multimodal_encoder.spec import TowerSpec
 
 VERSION = 1
@@ -77,8 +77,12 @@ def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
 
 
 def square(image: Image.Image, spec: TowerSpec, frame: str) -> Image.Image:
-    """The RGB image of side `spec.size` that the tower sees, before scaling and normalising."""
-    image = image.convert("RGB")
+    """The RGB image of side `spec.size` that the tower sees, before scaling and normalising.
+
+    Raises LawError for an image so thin that padding or resizing it would not fit in memory.
+    """
+    image = to_rgb(image)
+    _check_thin(image.size, spec, frame)
     if frame in ("pad", "own_pad"):
         image = pad_to_square(image, spec.mean)
     elif frame == "crop":
@@ -87,6 +91,39 @@ def square(image: Image.Image, spec: TowerSpec, frame: str) -> Image.Image:
         image = _resize(image, _shortest_edge(image.size, spec.resize_to or spec.size), spec)
         return _centre(image, spec.size)
     return _resize(image, (spec.size, spec.size), spec)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB; 16-bit grey is scaled to 8 bits, where PIL would cut it off at 255.
+
+    Raises LawError for pixels without a known range (32-bit integers above 65535, floats).
+    """
+    if image.mode.startswith("I") and image.mode != "I":
+        values = np.asarray(image).astype(np.float64)
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:
+            raise LawError(f"holds grey levels from {low} to {high}; expected 8 or 16 bits")
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise LawError("holds floating-point pixels; expected 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def _check_thin(size: tuple[int, int], spec: TowerSpec, frame: str) -> None:
+    longest, shortest = max(size), min(size)
+    largest = 0
+    if frame in ("pad", "own_pad"):
+        largest = longest**2
+    elif frame == "own" and spec.resize == "crop":
+        edge = spec.resize_to or spec.size
+        largest = edge * edge * longest // shortest
+    if largest > (Image.MAX_IMAGE_PIXELS or largest):
+        raise LawError(
+            f"is {size[0]} x {size[1]} px, too thin for frame '{frame}': {largest:,} pixels on the "
+            f"way, at most {Image.MAX_IMAGE_PIXELS:,}"
+        )
 
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.errors import LawError, UsageError, nearest
+from llava.errors import LawError, UnknownNameError, UsageError, nearest
 from llava.log import get_logger
+from llava.model.multimodal_encoder.known import names_of
 from llava.model.multimodal_encoder.spec import Family, TowerSpec
 
 logger = get_logger("towers")
@@ -23,7 +24,7 @@ def read_spec(source: str, families: Mapping[str, Family]) -> TowerSpec:
 
     Raises UsageError where there is no such thing, or where its config is of no known family.
     """
-    known = [name for family in families.values() for name in _names(family)]
+    known = [name for family in families.values() for name in names_of(family)]
     config = _read(source, "config.json", known)
     family = _family_of(source, config, families)
     facts = {
@@ -49,18 +50,24 @@ def read_spec(source: str, families: Mapping[str, Family]) -> TowerSpec:
 def folder_digest(folder: str) -> str:
     """SHA-256 over config and weight files of a local folder, so that it may move but not change.
 
-    Raises LawError for a folder without weights.
+    Every weight file counts, whichever of them the model's class takes. Raises LawError for a
+    folder without one.
     """
     path = Path(folder)
-    weights = next((found for pattern in WEIGHTS if (found := sorted(path.glob(pattern)))), [])
+    weights = sorted({found for pattern in WEIGHTS for found in path.glob(pattern)})
     if not weights:
         raise LawError(
             f"{folder}: holds no {' or '.join(WEIGHTS)}; expected a folder as save_pretrained "
             "writes it"
         )
-    files = [path / "config.json", *weights]
-    stamps = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
-    return _digest(stamps)
+    files = [path / "config.json", *weights, *sorted(path.glob("*.index.json"))]
+    return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @functools.cache
@@ -70,10 +77,6 @@ def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
         with open(name, "rb") as handle:
             total.update(hashlib.file_digest(handle, "sha256").digest())
     return total.hexdigest()
-
-
-def _names(family: Family) -> list[str]:
-    return [*(tower.id for tower in family.towers), *family.aliases]
 
 
 def _family_of(source: str, config: dict, families: Mapping[str, Family]) -> Family:
@@ -95,8 +98,8 @@ def _vision_facts(source: str, family: Family, config: dict) -> dict[str, Any]:
     values = {key: value for key, value in config.items() if key != "model_type"}
     try:
         full = AutoConfig.for_model(config["model_type"], **values)
-    except (TypeError, ValueError, KeyError) as error:
-        raise LawError(f"{source}: config.json cannot be read: {error}") from None
+    except Exception as error:  # config classes validate in ways of their own
+        raise LawError(f"{source}: config.json cannot be read: {first_line(error)}") from None
     vision = getattr(full, "vision_config", full)
     facts = {
         "patch": vision.patch_size,
@@ -112,7 +115,11 @@ def _vision_facts(source: str, family: Family, config: dict) -> dict[str, Any]:
 
 
 def _processor_facts(source: str, family: Family, facts: dict[str, Any]) -> dict[str, Any]:
-    """Mean, std, resizing and crop as preprocessor_config.json states them."""
+    """Mean, std, resizing and crop as preprocessor_config.json states them.
+
+    Raises LawError for a processor that does anything else than resize, crop, scale and normalise
+    to a square: its pixels would silently be others.
+    """
     found = _read(source, "preprocessor_config.json", ())
     if found is None:
         logger.warning(
@@ -122,22 +129,14 @@ def _processor_facts(source: str, family: Family, facts: dict[str, Any]) -> dict
             family.name,
         )
         return {}
-    result = {
-        "mean": tuple(found.get("image_mean", facts["mean"])),
-        "std": tuple(found.get("image_std", facts["std"])),
-        "interpolation": INTERPOLATIONS.get(found.get("resample"), facts.get("interpolation"))
-        or "bicubic",
-    }
-    size = _sides(found.get("size"))
-    if found.get("do_center_crop", facts["resize"] == "crop") and found.get("crop_size"):
-        crop = _sides(found["crop_size"])
-        result |= {"resize": "crop", "resize_to": 0 if size == crop else size}
-        size = crop
-    elif size:
-        result |= {"resize": "squash", "resize_to": 0}
+    try:
+        result = _read_processor(found, facts)
+    except (TypeError, ValueError) as error:
+        raise LawError(f"{source}: preprocessor_config.json: {error}") from None
+    size = result.pop("size") or facts.get("size")
     if facts.get("flexible"):
-        result["size"] = size or facts["size"]
-    elif size and size != facts["size"]:
+        result["size"] = size
+    elif size != facts["size"]:
         raise LawError(
             f"{source}: preprocessor_config.json makes {size} x {size} px, but config.json wants "
             f"{facts['size']} x {facts['size']}"
@@ -145,11 +144,70 @@ def _processor_facts(source: str, family: Family, facts: dict[str, Any]) -> dict
     return result
 
 
-def _sides(value: Any) -> int:
-    """Side of a square size in any of the forms that processors have had; 0 where there is none."""
-    if isinstance(value, dict):
-        return int(value.get("shortest_edge") or value.get("height") or 0)
-    return int(value or 0)
+def _read_processor(found: dict, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a processor's config; ValueError for what a spec cannot state."""
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if found.get(step) is False:
+            raise ValueError(f"{step} is false; expected a processor that does it")
+    factor = found.get("rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"rescale_factor is {factor}; expected 1/255")
+    resample = found.get("resample")
+    if resample is not None and resample not in INTERPOLATIONS:
+        raise ValueError(f"resample is {resample}; expected one of {sorted(INTERPOLATIONS)}")
+    result = {
+        "mean": _three(found, "image_mean", facts["mean"]),
+        "std": _three(found, "image_std", facts["std"]),
+        "interpolation": INTERPOLATIONS.get(resample, facts.get("interpolation", "bicubic")),
+    }
+    edge, fixed = _sides(found.get("size"))
+    fixed = 0 if edge else fixed
+    _, cropped = _sides(found.get("crop_size"))
+    crops = found.get("do_center_crop", facts["resize"] == "crop" and bool(cropped))
+    if not (edge or fixed or cropped):
+        return result | {"size": 0}  # the family's own
+    if not crops:
+        if edge:
+            raise ValueError("size is a shortest edge and nothing is cropped; expected a square")
+        return result | {"resize": "squash", "resize_to": 0, "size": fixed}
+    if not cropped or not (edge or fixed):
+        raise ValueError("do_center_crop needs both size and crop_size")
+    if fixed and fixed == cropped:  # squashed to what the crop then keeps whole
+        return result | {"resize": "squash", "resize_to": 0, "size": fixed}
+    if fixed:
+        raise ValueError(f"size is {fixed} x {fixed} and crop_size {cropped}; expected one size")
+    return result | {
+        "resize": "crop",
+        "resize_to": 0 if edge == cropped else edge,
+        "size": cropped,
+    }
+
+
+def _three(found: dict, name: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+    value = found.get(name)
+    values = usual if value is None else tuple(value)
+    if len(values) != 3 or not all(isinstance(number, int | float) for number in values):
+        raise ValueError(f"{name} is {value}; expected three numbers")
+    return tuple(map(float, values))
+
+
+def _sides(value: Any) -> tuple[int, int]:
+    """(shortest edge, side of a square) in any form that processors have had; 0 where not given.
+
+    A plain number was a shortest edge for `size` and a side for `crop_size`, so it counts as both.
+    """
+    if value is None:
+        return 0, 0
+    if isinstance(value, int):
+        return value, value
+    if not isinstance(value, dict):
+        raise ValueError(f"size {value!r}: expected a number or height and width")
+    if "shortest_edge" in value:
+        return int(value["shortest_edge"]), 0
+    height, width = value.get("height"), value.get("width")
+    if height != width or not height:
+        raise ValueError(f"size {value}: expected a square")
+    return 0, int(height)
 
 
 def _read(source: str, name: str, known: list[str] | tuple) -> dict | None:
@@ -178,19 +236,18 @@ def _download(source: str, name: str, known: list[str] | tuple) -> str | None:
     except LocalEntryNotFoundError as error:
         if name != "config.json":
             return None
-        raise UsageError(_unknown(source, known, error)) from None
+        raise UnknownNameError(_unknown(source, known, error)) from None
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UsageError(_unknown(source, known, error)) from None
+        raise UnknownNameError(_unknown(source, known, error)) from None
 
 
 def _unknown(source: str, known: list[str] | tuple, error: Exception) -> str:
     near = nearest(source, known)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
         f"unknown tower '{source}'"
-        + (f"; did you mean '{near}'?" if near else ";")
+        + (f"; did you mean '{near}'?" if near else ".")
         + " It is no known name and no folder here, and its config.json could not be had from the "
-        f"hub ({reason}). `law towers` lists the known ones"
+        f"hub ({first_line(error)}). `law towers` lists the known ones"
     )

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from llava import catalog
 from llava.config import to_plain
-from llava.errors import UsageError, unknown_name
+from llava.errors import UnknownNameError, UsageError, unknown_name
 from llava.model.multimodal_encoder.known import families, towers
 from llava.model.multimodal_encoder.pretrained import read_spec
 from llava.model.multimodal_encoder.spec import Select, TowerSpec
@@ -51,6 +52,11 @@ class Representation:
     def dim(self) -> int:
         """Width of a token, which is what the projector takes in."""
         widths = [part.dim for part in self.parts]
+        if self.join != "channel" and len(set(widths)) > 1:
+            raise UsageError(
+                f"the parts of {self.name} are {' and '.join(map(str, widths))} wide, and join "
+                f"'{self.join}' needs one width; project each part first"
+            )
         return sum(widths) if self.join == "channel" else widths[0]
 
     @property
@@ -67,11 +73,14 @@ def resolve(
     layer: int | None = None,
     grid_align: str = "",
     replace: Mapping[str, str] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Representation:
     """The representation that `name` (or a list of names, joined) stands for.
 
     `select` and `layer` override every part's own. `replace` maps a tower's id to the folder or id
-    that its weights are read from. Raises UsageError for a name that is none, with the nearest one.
+    that its weights are read from, `sizes` to the size that counts as its own. Raises
+    UnknownNameError for a name that is none, with the nearest one, UsageError for parts that do not
+    go together.
     """
     names = [name] if isinstance(name, str) else list(name)
     if not names:
@@ -86,6 +95,10 @@ def resolve(
             + ", ".join(known for known, _ in asked)
         )
     own = [_changed(spec_of(known, replace), select, layer) for known, _ in asked]
+    own = [
+        _with_size(spec, (sizes or {}).get(known) if spec.flexible else None)
+        for spec, (known, _) in zip(own, asked, strict=True)
+    ]
     specs = [_with_size(spec, size) for spec, (_, size) in zip(own, asked, strict=True)]
     specs = _settle_grids(specs, [size is not None for _, size in asked], join, grid_align)
     usual = _usual_sizes(own, join, grid_align)
@@ -125,9 +138,10 @@ def tower_class(spec: TowerSpec) -> type:
 def _known() -> dict[str, tuple[str, int | None]]:
     """Lower-case id or alias -> (id, size or None), longest first."""
     found: dict[str, tuple[str, int | None]] = {
-        entry.id.lower(): (entry.id, None)
+        name.lower(): (entry.id, None)
         for entry in catalog.representations().values()
         if entry.family != "combination"
+        for name in (entry.id, entry.display, *entry.aliases)
     }
     for family in families().values():
         for tower in family.towers:
@@ -150,7 +164,7 @@ def _parts(text: str) -> list[tuple[str, int | None]]:
     parsed = _parse(catalog.representation_id(text)) if text else None
     if parsed is None:
         wrong = unknown_name("tower", text, known_names(), "law towers")
-        raise UsageError(
+        raise UnknownNameError(
             f"{wrong}{'' if wrong.endswith('?') else '.'} A local folder or hub id of a supported "
             "family works too, several are joined by '.' or '+', and NAME@336 sets the input size"
         )
@@ -161,7 +175,7 @@ def _parse(text: str) -> list[tuple[str, int | None]] | None:
     """The parts of `text`, longest match first with backtracking, or None."""
     for end, known, size in _beginnings(text):
         rest = text[end:]
-        asked = re.match(r"@(\d+)(?![\w/])", rest)
+        asked = re.match(r"@([0-9]+)(?![\w/])", rest)
         if asked:
             size, rest = int(asked[1]), rest[asked.end() :]
         if not rest:
@@ -175,14 +189,27 @@ def _beginnings(text: str) -> Iterator[tuple[int, str, int | None]]:
     """(length, id, size) of what `text` may begin with: folders and known names, then hub ids."""
     cuts = [i for i, letter in enumerate(text) if letter in JOINERS + "@"]
     beginnings = [text[:end] for end in (len(text), *reversed(cuts)) if end]
-    folders = [part for part in beginnings if Path(part).is_dir()]
-    yield from ((len(part), part, None) for part in folders if "/" in part)
+    folders = [part for part in beginnings if _is_folder(part)]
+    yield from ((len(part), _folder_id(part), None) for part in folders if "/" in part)
     lower = text.lower()
     for name, (known, size) in _known().items():
         if lower.startswith(name):
             yield len(name), known, size
-    yield from ((len(part), part, None) for part in folders if "/" not in part)
+    yield from ((len(part), _folder_id(part), None) for part in folders if "/" not in part)
     yield from ((len(part), part, None) for part in beginnings if HUB_ID.fullmatch(part))
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, not readable, no such home
+        return False
+
+
+def _folder_id(text: str) -> str:
+    """One spelling for a folder: `a`, `a/` and `b/../a` are all `./a`, which is never an alias."""
+    path = os.path.normpath(Path(text).expanduser())
+    return path if "/" in path else f"./{path}"
 
 
 def _changed(spec: TowerSpec, select: Select | None, layer: int | None) -> TowerSpec:
@@ -224,7 +251,7 @@ def _settle_grids(
     """
     if grid_align not in ("", "interpolate"):
         raise UsageError(unknown_name("grid_align", grid_align, ["interpolate"]))
-    if len(specs) == 1 or join == "append":
+    if len(specs) == 1 or join == "append" or all(spec.select == "cls" for spec in specs):
         return specs
     free = [s.flexible and not f for s, f in zip(specs, fixed, strict=True)]
     leader = specs[free.index(False)] if False in free else specs[0]
@@ -262,5 +289,8 @@ def parse_replacements(pairs: Sequence[str]) -> dict[str, str]:
         (known, _), *more = _parts(old)
         if more:
             raise UsageError(f"'{old}' names several towers; replace them one by one")
-        found[known] = new
+        if _is_folder(new):
+            found[known] = _folder_id(new)
+        else:
+            found[known], _ = _known().get(new.lower(), (new, None))
     return found

@@ -6,6 +6,7 @@ Nothing here imports torch. A family's facts stand in one YAML file under `famil
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,8 +15,8 @@ from llava.config import to_plain
 Select = Literal["patch", "cls_patch", "cls"]
 SELECTS: tuple[str, ...] = ("patch", "cls_patch", "cls")
 
-WHERE_FROM = ("id", "weights", "digest", "gated", "depth")
-"""Fields that no feature depends on, once the weights are named (`TowerSpec.hash`)."""
+WHERE_FROM = ("id", "weights", "digest", "gated", "depth", "flexible")
+"""Fields that no feature depends on, once weights and size are named (`TowerSpec.hash`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class TowerSpec:
     """Diffusion: of the noise, with the pixels' own hash."""
     compat: str | None = None
     """Diffusion: `reference` or `clean`."""
-    options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    options: dict[str, str | int | float | bool] = field(default_factory=dict, hash=False)
     """What only this family knows."""
     weights: str = ""
     """Where the weights are read from when that is not `id`."""
@@ -71,6 +72,16 @@ class TowerSpec:
     """SHA-256 over the files of a local folder; it stands for the id, so a folder may move."""
 
     def __post_init__(self):
+        # Plain values that come back from a file as they went in, or hashes would not.
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name}: expected three numbers, got {values}")
+            object.__setattr__(self, name, values)
+        if min(self.std) <= 0:
+            raise ValueError(f"std: expected numbers above 0, got {self.std}")
+        whole = {k: int(v) for k, v in self.options.items() if _whole(v)}
+        object.__setattr__(self, "options", {**self.options, **whole})
         for name in ("size", "patch", "dim", "depth"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
@@ -120,11 +131,16 @@ class TowerSpec:
         plain = {
             name: value
             for name, value in to_plain(self).items()
-            if name not in WHERE_FROM and value not in (None, "", {})
+            if name not in WHERE_FROM and value is not None and value != {}
         }
         plain["layer"] = self.block
+        plain["resize_to"] = self.resize_to or self.size
         plain["weights"] = self.digest or self.weights or self.id
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 @dataclass(frozen=True)

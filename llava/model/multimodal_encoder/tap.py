@@ -8,11 +8,11 @@ from torch import nn
 
 
 class _Reached(Exception):  # noqa: N818  it is no error: the pass ends here by intention
-    """Carries the output of the tapped module up to `tap`."""
+    """Carries the output of a tapped module up to its `tap`, which knows it by `token`."""
 
-    def __init__(self, output: Any):
+    def __init__(self, output: Any, token: object):
         super().__init__()
-        self.output = output
+        self.output, self.token = output, token
 
 
 def tap(module: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
@@ -21,13 +21,17 @@ def tap(module: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
     Where it gives a tuple, its first item. Raises RuntimeError if `run()` never gets there.
     """
 
+    token = object()
+
     def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        raise _Reached(output)
+        raise _Reached(output, token)
 
     handle = module.register_forward_hook(stop)
     try:
         run()
     except _Reached as reached:
+        if reached.token is not token:  # of a tap around this one
+            raise
         output = reached.output
     else:
         raise RuntimeError(f"{type(module).__name__} was not reached by the pass it is tapped in")

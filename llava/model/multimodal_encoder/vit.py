@@ -6,15 +6,16 @@ A tower's tokens equal `hidden_states[spec.block]` of its model; no final norm i
 import contextlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from llava.errors import LawError
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.known import check_packages
+from llava.model.multimodal_encoder.pretrained import first_line
 from llava.model.multimodal_encoder.tap import tap
 
 
@@ -28,6 +29,8 @@ class TransformersTower(VisionTower):
     """The module that gives hidden state 0."""
     unused: ClassVar[tuple[str, ...]] = ("post_layernorm", "head")
     """Modules that only what follows the tap needs."""
+
+    loads_in_dtype = True
 
     def load(self) -> None:
         """Reads the weights, settles positions for the input size, drops what is never run."""
@@ -62,13 +65,11 @@ class TransformersTower(VisionTower):
         try:
             with _quiet():
                 model, found = model_class.from_pretrained(
-                    self.source, dtype=self._dtype, output_loading_info=True
+                    self.source, dtype=self.dtype, output_loading_info=True
                 )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # OSError, UnpicklingError, SafetensorError, KeyError, ...
             raise LawError(
-                f"the weights of {self.source} cannot be read: {_first_line(error)}. Fetch them "
-                f"with `hf download {self.spec.id}` where there is a network, or name a local "
-                f"folder by --tower-alias {self.spec.id}=FOLDER"
+                f"the weights of {self.source} cannot be read: {self._why(error)}"
             ) from error
         if found["missing_keys"]:
             raise LawError(
@@ -76,6 +77,15 @@ class TransformersTower(VisionTower):
                 f"{sorted(found['missing_keys'])[0]}; expected a whole {model_class.__name__}"
             )
         return getattr(model, "vision_model", model)
+
+    def _why(self, error: Exception) -> str:
+        """What went wrong and what to do: a folder is to be mended, a hub id to be fetched."""
+        if Path(self.source).is_dir():
+            return f"{first_line(error)}; expected a folder as save_pretrained writes it"
+        return (
+            f"{first_line(error)}. Fetch them with `hf download {self.source}` where there is a "
+            f"network, or name a local folder by --tower-alias {self.spec.id}=FOLDER"
+        )
 
     def _model_type(self) -> str:
         """Which of the family's models it is; a family of one kind need not look."""
@@ -86,7 +96,7 @@ class TransformersTower(VisionTower):
         try:
             kind = transformers.AutoConfig.from_pretrained(self.source).model_type
         except (OSError, ValueError) as error:
-            raise LawError(f"{self.source}: no config: {_first_line(error)}") from error
+            raise LawError(f"{self.source}: no config: {first_line(error)}") from error
         if kind not in self.models:
             raise LawError(f"{self.source} is a {kind}, expected one of {', '.join(self.models)}")
         return kind
@@ -171,8 +181,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

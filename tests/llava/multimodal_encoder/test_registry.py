@@ -87,6 +87,7 @@ def test_a_dot_inside_an_id():
         ("clip+", "unknown tower 'clip\\+'"),
         ("clip..dinov2", "unknown tower"),
         ("clip@", "unknown tower"),
+        ("x" * 300, "unknown tower"),
         ("facebook/dinov2-larg", "did you mean 'facebook/dinov2-large'"),
         ("no/folder/here", "unknown tower"),
         (f"{CLIP}@336", f"takes 224 x 224 px only; at 336 px there is {CLIP336}"),
@@ -117,7 +118,10 @@ def test_options_are_checked():
 
 def test_joined_grids():
     """append takes unequal grids, interleave does not, interpolation is for channels."""
-    assert resolve("siglip+clip", join="append").dim == 768
+    appended = resolve("siglip+clip", join="append")
+    assert [part.dim for part in appended.parts] == [768, 1024]
+    with pytest.raises(UsageError, match=r"768 and 1024 wide.*project each part first"):
+        _ = appended.dim
     assert resolve("siglip+clip", grid_align="interpolate").grid == (16, 16)
     assert resolve("siglip+clip", grid_align="interpolate").dim == 1792
     with pytest.raises(UsageError, match="place by place"):
@@ -183,6 +187,24 @@ def test_a_folder_without_processor_says_so(tmp_path, law_log):
             lambda f: (f / "preprocessor_config.json").write_text('{"size": 99, "crop_size": 99}'),
             "makes 99 x 99 px, but config.json wants 32 x 32",
         ),
+        *(
+            (
+                lambda f, text=text: (f / "preprocessor_config.json").write_text(text),
+                f"preprocessor_config.json: .*{message}",
+            )
+            for text, message in (
+                ('{"do_normalize": false}', "do_normalize is false"),
+                ('{"do_rescale": false}', "do_rescale is false"),
+                ('{"rescale_factor": 0.0078431}', "rescale_factor is 0.0078431; expected 1/255"),
+                ('{"resample": 4}', "resample is 4"),
+                ('{"size": {"height": 32, "width": 30}}', "expected a square"),
+                ('{"size": "big"}', "expected a number or height and width"),
+                ('{"image_mean": 0.5}', "not iterable"),
+                ('{"image_mean": [0.5]}', "expected three numbers"),
+                ('{"size": {"shortest_edge": 32}, "do_center_crop": false}', "nothing is cropped"),
+                ('{"do_center_crop": true, "crop_size": 32}', "needs both size and crop_size"),
+            )
+        ),
     ],
 )
 def test_folders_that_are_no_tower(tmp_path, change, message):
@@ -191,6 +213,51 @@ def test_folders_that_are_no_tower(tmp_path, change, message):
     change(folder)
     with pytest.raises(LawError, match=message):
         resolve(str(folder))
+
+
+def test_a_squash_written_as_a_crop(tmp_path):
+    """Size and crop both {32, 32}: squashed, and the crop keeps all of it."""
+    folder = tiny.save_encoder(tmp_path / "a", "dinov2")
+    sides = {"height": 32, "width": 32}
+    config = {"size": sides, "crop_size": sides, "do_center_crop": True, **tiny.IMAGENET}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    spec = resolve(str(folder)).parts[0]
+    assert (spec.resize, spec.size) == ("squash", 32)
+
+
+@pytest.mark.parametrize("spelling", ["own", "./own", "own/", "sub/../own", "{}/own"])
+def test_one_folder_one_name(tmp_path, monkeypatch, spelling):
+    """However it is written; an absolute path stays one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    tiny.save_encoder(tmp_path / "own", "dinov2")
+    name = resolve(spelling.format(tmp_path)).name
+    assert name == ("./own" if "{}" not in spelling else f"{tmp_path}/own")
+    assert resolve(name) == resolve(spelling.format(tmp_path))
+
+
+def test_names_of_the_paper_inside_combinations(monkeypatch, tmp_path):
+    """`SDXL` and `DINOv2` are names of towers wherever they stand."""
+    assert registry._parts("CLIP@336+DINOv2") == [(CLIP336, None), (DINO, None)]
+    assert registry._parts("SD1.5.clip") == [("runwayml/stable-diffusion-v1-5", None), (CLIP, None)]
+    assert registry.parse_replacements(["clip=dinov2", "siglip=./x"]) == {
+        CLIP: DINO,
+        SIGLIP: "./x",
+    }
+
+
+def test_sizes_that_count_as_own():
+    """`sizes` settles what a name leaves open, and gives way to what it says."""
+    sizes = {DINO: 448}
+    assert resolve("dinov2", sizes=sizes).parts[0].size == 448
+    assert resolve("dinov2@336", sizes=sizes).parts[0].size == 336
+    assert resolve("clip336+dinov2", sizes=sizes).parts[1].size == 336
+
+
+def test_class_tokens_need_no_grid(tmp_path):
+    """Unequal grids do not matter where only class tokens are joined."""
+    found = resolve("clip336+openai/clip-vit-base-patch32", select="cls")
+    assert found.dim == 1792
 
 
 def test_old_processor_configs(tmp_path):
@@ -224,8 +291,8 @@ def test_facts(spec):
 
 def test_hashes_do_not_move():
     """Stored features and results rest on these: a change of them must be meant."""
-    assert resolve("clip").parts[0].hash()[:16] == "8df952fa9ed34f19"
-    assert resolve("dinov2").parts[0].hash()[:16] == "e6d5cabee20afceb"
+    assert resolve("clip").parts[0].hash()[:16] == "9de02c0c48e2b853"
+    assert resolve("dinov2").parts[0].hash()[:16] == "e9dff33094611cc8"
 
 
 def test_each_field_counts():
