@@ -176,6 +176,28 @@ def test_links_are_followed(tmp_path, images):
     assert len(find_images([images])) == 11
 
 
+def test_going_on_without_a_package(tmp_path, encoder, images, monkeypatch, capsys):
+    """--skip-missing says which tower is left out; with none left it is an error."""
+    import llava.extraction as extraction
+    from llava.errors import MissingPackageError
+
+    lacking = resolve("clip").parts[0].id
+
+    def check(spec):
+        if spec.id == lacking:
+            raise MissingPackageError(f"{spec.id} needs nothing-there; type `pip install it`")
+
+    monkeypatch.setattr(extraction, "check_packages", check)
+    arguments = ["--images", str(images), "--out", str(tmp_path / "s"), "--skip-missing"]
+    main([*arguments, "--model", "clip", "--model", encoder])
+    shown = capsys.readouterr()
+    assert "going on without openai/clip" in shown.err
+    assert "pip install it" in shown.err
+    assert shown.out.count("computed") == 1
+    with pytest.raises(LawError, match="none of the towers can be run"):
+        main([*arguments, "--model", "clip"])
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

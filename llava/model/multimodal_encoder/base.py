@@ -40,8 +40,11 @@ class VisionTower(nn.Module):
         """Makes the modules and reads the weights from `self.source`."""
         raise NotImplementedError
 
-    def encode(self, pixels_BCSS: torch.Tensor) -> torch.Tensor:
-        """All tokens of the tapped block, [B, class token + registers + H*W, C]."""
+    def encode(self, pixels_BCSS: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
+        """All tokens of the tapped block, [B, class token + registers + H*W, C].
+
+        A tower whose features rest on noise or a prompt takes these as `given`, by name.
+        """
         raise NotImplementedError
 
     @property
@@ -54,11 +57,11 @@ class VisionTower(nn.Module):
         return pixels(images, self.spec, self.frame)
 
     @torch.no_grad()
-    def forward(self, pixels_BCSS: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels_BCSS: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
         """Selected tokens [B, N, C], patches row by row, in the tower's dtype."""
         if not len(pixels_BCSS):
             return self._anchor.new_empty(0, self.num_tokens, self.dim)
-        return self.selected(self.encode(pixels_BCSS.to(self.device, self.dtype)))
+        return self.selected(self.encode(pixels_BCSS.to(self.device, self.dtype), **given))
 
     def selected(self, tokens_BNC: torch.Tensor) -> torch.Tensor:
         """The tokens that `spec.select` names, out of all of a block's."""
@@ -75,10 +78,6 @@ class VisionTower(nn.Module):
         if self.spec.select == "cls":
             return tokens_BNC[:, :1]
         return torch.cat([tokens_BNC[:, :1], patches], 1)
-
-    def requires_grad_(self, requires_grad: bool = True) -> "VisionTower":
-        """Stays frozen, whatever the model around it does."""
-        return super().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "VisionTower":
         """Stays in evaluation mode: a frozen tower has no training mode."""

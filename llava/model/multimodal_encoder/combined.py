@@ -99,10 +99,6 @@ class CombinedTower(nn.Module):
             for one, part in zip(tokens, self.parts, strict=True)
         ]
 
-    def requires_grad_(self, requires_grad: bool = True) -> "CombinedTower":
-        """Stays frozen, as its parts do."""
-        return super().requires_grad_(False)
-
     def train(self, mode: bool = True) -> "CombinedTower":
         """Stays in evaluation mode, as its parts do."""
         return super().train(False)

@@ -1,14 +1,23 @@
 """Combinations: parts on their own pixels, joined by channel, appended or interleaved."""
 
+import dataclasses
+from collections.abc import Sequence
+
 import pytest
 import tiny
 import torch
 
 from llava.errors import UsageError
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_tower
-from llava.model.multimodal_encoder.combined import PixelBatch, join_tokens, resize_tokens
+from llava.model.multimodal_encoder.combined import (
+    CombinedTower,
+    PixelBatch,
+    join_tokens,
+    resize_tokens,
+)
 from llava.model.multimodal_encoder.preprocess import FRAMES
-from llava.model.multimodal_encoder.registry import resolve
+from llava.model.multimodal_encoder.registry import Representation, resolve
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +135,50 @@ def test_a_pixel_batch_is_like_a_tensor(folders, images):
     assert "(3, 3, 32, 32)" in repr(batch)
     with pytest.raises(ValueError, match="pixels for 1 towers, expected 2"):
         tower([batch.parts[0]])
+    with pytest.raises(TypeError, match="one tensor for several towers"):
+        tower(batch.parts[0])
+    with pytest.raises(TypeError, match="no length"):
+        len(batch[0])
+    assert not isinstance(batch, Sequence)  # a loader that pins memory would take it apart
+    assert whole.shape[1:] == tower(batch[:0]).shape[1:]
+
+
+class Noisy(VisionTower):
+    """As a diffusion tower: no class token, a wide grid, features that rest on noise."""
+
+    def load(self):
+        """It has no weights."""
+
+    def encode(self, pixels_BCSS, noise=None):
+        """Means of the patches, and noise of the pixels' own seed unless it is given."""
+        side = self.grid[0]
+        means = torch.nn.functional.adaptive_avg_pool2d(pixels_BCSS, side).flatten(2).mT
+        if noise is None:
+            seeds = [hash((self.spec.seed, one.double().sum().item())) for one in pixels_BCSS]
+            drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
+            noise = torch.stack([torch.randn(means.shape[1:], generator=g) for g in drawn])
+        return torch.cat([means, means + noise], 2)
+
+
+def test_the_interface_carries_diffusion(folders, images):
+    """2,304 tokens of a 768 px tower beside 32 px; noise by the image alone, or as given."""
+    spec = dataclasses.replace(
+        resolve(folders["siglip"]).parts[0], size=768, patch=16, dim=6, t=1, seed=0, prompt=""
+    )
+    tower = Noisy(spec)
+    assert (tower.num_tokens, tower.grid) == (2304, (48, 48))
+    pixels = tower.preprocess(images)
+    together = tower(pixels)
+    alone = torch.cat([tower(one[None]) for one in pixels.flip(0)]).flip(0)
+    assert torch.equal(together, alone)
+    given = tower(pixels, noise=torch.zeros(3, 2304, 3))
+    assert torch.equal(given[..., :3], given[..., 3:])
+    clip = build_tower(folders["clip"])
+    found = Representation("both", (spec, clip.spec), "channel", "interpolate")
+    both = CombinedTower(found, [tower, clip])
+    batch = both.preprocess(images)
+    assert [part.shape[-1] for part in batch.parts] == [768, 32]
+    assert both(batch).shape == (3, 2304, 30)
 
 
 def test_one_field_of_view(folders):
