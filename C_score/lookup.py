@@ -1,5 +1,6 @@
 """From the names on a command line to features: in the feature store, or in files."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from llava import catalog
 from llava.errors import LawError, UsageError, nearest
 from llava.features import FeatureStore, Space, image_key
 from llava.log import get_logger
+from llava.model.multimodal_encoder.spec import TowerSpec
 
 logger = get_logger("c-score")
 
@@ -118,7 +120,7 @@ class _Finder:
             frame, single = FRAMES[self.protocol], len(meant.parts) == 1
             return [
                 self.of_space(
-                    self.store.find(spec, frame, self.dtype),
+                    self.space(spec, frame),
                     name if single else spec.id,
                     meant.name if single else sized_name(spec),
                 )
@@ -127,6 +129,28 @@ class _Finder:
         except LawError as error:
             self.reasons[name] = error
             return None
+
+    def space(self, spec: TowerSpec, frame: str) -> Space:
+        """The space of a spec; of the same tower read from other weights, where there is just one.
+
+        Extraction may have taken weights from a mirror or a folder (--tower-alias), which a score
+        need not know; it is said.
+        """
+        try:
+            return self.store.find(spec, frame, self.dtype)
+        except LawError:
+            others = [
+                space
+                for space in self.spaces
+                if space.frame == frame
+                and self.dtype in (None, space.dtype)
+                and _without_source(space.spec) == _without_source(spec)
+            ]
+            if len(others) != 1:
+                raise
+            source = others[0].spec.weights or others[0].spec.id
+            logger.warning("%s: taking the features of its weights in %s", spec.id, source)
+            return others[0]
 
     def of_space(self, space: Space, name: str, representation: str) -> StoreFeatures:
         """The features in a space; LawError where one of the images is not in it."""
@@ -215,6 +239,11 @@ class _Finder:
         names = [path.name.removesuffix(".pt") for path in base.parent.glob("*.pt")]
         found = {name[len(base.name) + 1 :] for name in names if name.startswith(f"{base.name}_")}
         return sorted(suffix for suffix in found if suffix and not suffix.endswith(FLIPPED))
+
+
+def _without_source(spec: TowerSpec) -> TowerSpec:
+    """The spec as far as it does not say where the weights came from."""
+    return dataclasses.replace(spec, weights="", digest="", gated=False)
 
 
 def file_representation(name: str) -> str:

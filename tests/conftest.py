@@ -1,6 +1,9 @@
 """Tests run offline, on one thread, and leave nothing in the working tree."""
 
+import logging
 import os
+
+import pytest
 
 for name, value in {
     "HF_HUB_OFFLINE": "1",
@@ -9,3 +12,24 @@ for name, value in {
     "MPLBACKEND": "Agg",
 }.items():
     os.environ.setdefault(name, value)
+
+
+class _Keeper(logging.Handler):
+    """Keeps what is logged, formatted, in `lines`."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname}: {record.getMessage()}")
+
+
+@pytest.fixture
+def law_log():
+    """Lines `LEVEL: text` of every `law` logger, which not every caplog sees: none propagates."""
+    keeper = _Keeper()
+    root = logging.getLogger("law")
+    root.addHandler(keeper)
+    yield keeper.lines
+    root.removeHandler(keeper)

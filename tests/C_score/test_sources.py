@@ -1,5 +1,6 @@
 """Features from files and from the store: how they are found, and how bad ones are refused."""
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -275,6 +276,25 @@ def test_paper_features_are_others(stored):
     pairs, store, _ = stored
     with pytest.raises(UsageError, match="has no features of openai/clip-vit-large-patch14@224"):
         find(pairs, store.root, "clip", protocol="paper")
+
+
+def test_weights_from_elsewhere(stored, law_log):
+    """Features of a mirror's weights are found by the tower's name, aloud; two of them are not."""
+    pairs, store, _ = stored
+    spec = resolve("siglip").parts[0]
+    for digest, count in (("a" * 64, 1), ("b" * 64, 2)):
+        mirror = dataclasses.replace(spec, weights=f"mirror/{count}", digest=digest)
+        space = store.space(mirror, "pad", "float32")
+        grids = random_maps(5, spec.dim, spec.grid[0], count)
+        shown = zip(pairs.pictures, grids, strict=True)
+        space.write({image_key(p.path): m.flatten(1).T for p, m in shown})
+        if count == 1:
+            (found,), _ = find(pairs, store.root, "siglip")
+            assert found.spec_hash == mirror.hash()
+            assert torch.equal(found.raw(pairs.pictures[2]), grids[2])
+            assert any("its weights in mirror/1" in line for line in law_log)
+    with pytest.raises(UsageError, match="no features 'siglip'"):
+        find(pairs, store.root, "siglip")
 
 
 def test_a_flip_needs_mirrored_images(stored):
