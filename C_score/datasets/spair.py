@@ -5,8 +5,8 @@
         PairAnnotation/{trn,val,test}/<id>-<source>-<target>:<category>.json
 
 A pair's common keypoints are those that both images' annotations show; boxes and sizes are the
-pair's own. A set with other categories than SPair-71k's, or in a folder that is not named after it,
-goes by the name of its folder and has no keypoint groups.
+pair's own. A set with other categories than SPair-71k's goes by the name of its folder and has no
+keypoint groups.
 """
 
 import re
@@ -66,9 +66,9 @@ def read(data: Path, split: str, categories: Sequence[str] | None, sample: int) 
 
 
 def _set_name(data: Path, categories: Sequence[str]) -> str:
-    folder = data.resolve().name
-    if "spair" in folder.lower() and set(categories) <= set(table_categories(NAME)):
+    if set(categories) <= set(table_categories(NAME)):
         return NAME
+    folder = data.resolve().name
     return re.sub(r"[^a-z0-9._-]+", "-", folder.lower()).strip("-") or "own"
 
 

@@ -112,8 +112,16 @@ def test_sample_is_the_references(golden):
 
 
 def test_a_set_of_ones_own_in_this_layout(copy, tmp_path):
-    """It goes by its folder's name, and SPair's keypoint groups are not put on its ids."""
+    """It goes by its folder's name, and SPair's keypoint groups are not put on its ids.
+
+    What makes it one's own is a category that SPair-71k has not, not where it lies.
+    """
     own = copy.rename(tmp_path / "Warps mini")
+    assert read_pairs("spair", own).name == "spair71k"
+    for path in sorted(own.rglob("*bus*")):
+        path.rename(path.with_name(path.name.replace("bus", "tram")))
+    for path in (own / "PairAnnotation" / "test").glob("*:tram.json"):
+        edit(path, lambda record: record.update(category="tram"))
     found = read_pairs("spair", own)
     assert found.name == "warps-mini"
     assert {c.groups for c in found.categories} == {()}

@@ -67,7 +67,7 @@ def folder_digest(folder: str) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's text, or its kind."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @functools.cache
