@@ -31,8 +31,8 @@ class AScore:
     arithmetic: str
     spec_hashes: dict[str, str]
     """Target -> hash of its spec, empty where it is not known."""
-    projected: bool = True
-    """False for tokens of a feature store, which have seen no projector."""
+    stored_in: tuple[str, ...] = ()
+    """Frames of tokens out of a feature store, which have seen no projector."""
     left_out: int = 0
     """Images that not all towers have."""
 
@@ -41,7 +41,7 @@ class AScore:
         """The whole protocol; numbers of different protocols do not compare."""
         references = "+".join(name.replace("/", "--") for name in self.references)
         text = f"cosine/{references}/target-to-reference/{self.arithmetic}"
-        return text if self.projected else f"{text}/unprojected"
+        return f"{text}/unprojected-{'+'.join(self.stored_in)}" if self.stored_in else text
 
     @property
     def a_score(self) -> np.ndarray:
@@ -140,7 +140,15 @@ def a_score(
         zero_tokens=zero_tokens,
         arithmetic=arithmetic,
         spec_hashes={name: towers[name].spec_hash for name in targets},
-        projected=not any(isinstance(towers[name], StoredTokens) for name in targets),
+        stored_in=tuple(
+            sorted(
+                {
+                    towers[name].space.frame
+                    for name in (*targets, *references)
+                    if isinstance(towers[name], StoredTokens)
+                }
+            )
+        ),
         left_out=left_out,
     )
 

@@ -1,7 +1,7 @@
 """Tokens out of a feature store: every space is a tower, an image's id is its key.
 
 What a store holds comes before any projector, so only towers of one width compare, and the number
-is another than the A score of projected tokens; its protocol says `unprojected`.
+is another than the A score of projected tokens; its protocol says `unprojected` and the frame.
 """
 
 from collections import Counter

@@ -5,6 +5,7 @@ id. folders.py finds such files, stored.py finds the same in a feature store.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from llava.errors import LawError, UsageError, unknown_name
 
 
-class TowerTokens:
+class TowerTokens(ABC):
     """The tokens of one tower on the images of one benchmark; a subclass says where they lie."""
 
     name: str
@@ -24,17 +25,17 @@ class TowerTokens:
     images: Collection[str]
     """Ids of the images."""
 
+    @abstractmethod
     def is_called(self, name: str) -> bool:
         """Whether `name`, as a user may write it, means this tower."""
-        raise NotImplementedError
 
+    @abstractmethod
     def where(self, image: str) -> str:
         """What an error calls the tokens of `image`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, image: str) -> Tensor:
         """The tensor as stored."""
-        raise NotImplementedError
 
     def read(self, image: str) -> Tensor:
         """[N, C], N and C at least 1, finite, in the stored dtype; LawError naming the place."""

@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.errors import UsageError, unknown_name
+from llava.errors import LawError, UsageError, unknown_name
 from llava.files import ensure_writable, write_json
 
 if TYPE_CHECKING:  # what computes is imported once the flags are read: --help is quick
+    from C_score.datasets.pairs import PairSet
     from C_score.evaluate import Request
     from C_score.report import Report
 
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> None:
         categories=arguments.category,
         sample=arguments.sample,
     )
+    if arguments.draw:
+        _check_drawing(pairs, arguments.draw_dir)
     reports = evaluate(pairs, request)
     answers = [report.to_json() for report in reports]
     if arguments.json:
@@ -73,6 +76,16 @@ def _with_stored(arguments: argparse.Namespace) -> list[str]:
     named = [name for name in arguments.model if name != ALL]
     stored = stored_names(root, arguments.protocol, arguments.dtype)
     return named + [name for name in stored if name not in named]
+
+
+def _check_drawing(pairs: "PairSet", folder: Path) -> None:
+    """Raises LawError where pictures could not be drawn or written, before anything is scored."""
+    ensure_writable(folder / "picture.png")
+    if missing := pairs.missing_images():
+        raise LawError(
+            f"--draw: {len(missing)} images of the set are not there, the first is {missing[0]}; "
+            "put them there, or leave --draw out: scores need features only"
+        )
 
 
 def _append(arguments: argparse.Namespace, reports: "list[Report]") -> None:
@@ -196,6 +209,7 @@ def _request(arguments: argparse.Namespace) -> "Request":
         ),
         average=arguments.average,
         sample=arguments.sample,
+        only=tuple(arguments.category or ()),
         resample=arguments.resample,
         frame=arguments.protocol,
         dtype=arguments.dtype,

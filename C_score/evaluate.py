@@ -27,6 +27,8 @@ class Request:
     average: Average = "image"
     sample: int = 0
     """As given to `read_pairs`, for the protocol."""
+    only: Sequence[str] = ()
+    """As the categories given to `read_pairs`, for the protocol."""
     resample: int | None = None
     """Side of the grid that all features are brought to."""
     num_patches: int | None = None
@@ -87,7 +89,9 @@ def evaluate(pairs: PairSet, request: Request) -> list[Report]:
             request.options,
             request.detail,
         )
-        protocol = Protocol(pairs, request.options, n, request.average, request.sample)
+        protocol = Protocol(
+            pairs, request.options, n, request.average, request.sample, request.only
+        )
         run = Run(protocol, categories)
         for row, i in enumerate(rows):
             found[i] = Report(run, row, names[i], [towers[t] for t in subsets[i]])

@@ -25,15 +25,17 @@ class Protocol:
     average: Average = "image"
     sample: int = 0
     """Pairs drawn of every category; 0: all."""
+    only: Sequence[str] = ()
+    """The categories that were asked for; empty: all of the set."""
 
     def text(self, towers: Sequence[Features]) -> str:
         """The protocol of the representation made of `towers`."""
         return "/".join(
             [
                 self.pairs.name,
-                self.pairs.split + (f"-sample{self.sample}" if self.sample else ""),
+                self._split(),
                 self.average,
-                self.options.threshold,
+                self._threshold(),
                 str(self.options.match),
                 self.grid(towers),
                 f"anno{ANNO}",
@@ -47,6 +49,20 @@ class Protocol:
         own = dict.fromkeys(f"{tower.n}x{tower.n}" for tower in towers)
         used = f"{self.n}x{self.n}"
         return used if list(own) == [used] else f"{'+'.join(own)}r{used}"
+
+    def _split(self) -> str:
+        """`test`; with the categories and the sample, where not all pairs were scored."""
+        parts = [self.pairs.split]
+        if self.only:
+            parts.append("+".join(sorted(self.only)))
+        if self.sample:
+            parts.append(f"sample{self.sample}")
+        return "-".join(parts)
+
+    def _threshold(self) -> str:
+        """`bbox` only where the set has boxes; else the image's side is what alpha multiplies."""
+        boxes = any(category.target_box is not None for category in self.pairs.categories)
+        return self.options.threshold if boxes else "image"
 
     def _flip(self) -> str:
         if not self.options.flip:

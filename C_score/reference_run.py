@@ -5,6 +5,7 @@ as a pickle, and the keys of the reference's trained post-processor are refused.
 """
 
 import argparse
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,7 +53,7 @@ SLOTS = {"spair": 30, "pascal": 20, "ap10k": 17}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ABC):
     """The reference's keys and their defaults, as its evaluation reads them."""
 
     NOTE: str = ""
@@ -112,9 +113,9 @@ class Config:
                 raise ValueError(f"{key}: {why}")
 
     @property
+    @abstractmethod
     def models(self) -> list[str]:
         """The names of the features that are concatenated."""
-        raise NotImplementedError
 
 
 C = TypeVar("C", bound=Config)

@@ -5,6 +5,7 @@ column behind the cells, which matching.py needs).
 """
 
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ FLIPPED = "_flip"
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(ABC):
     """One tower's features of a set of images; a subclass says how one image's are read."""
 
     name: str
@@ -45,25 +46,25 @@ class Features:
         return self.representation
 
     @property
+    @abstractmethod
     def place(self) -> str:
         """Where all of the features are; two towers with one place are the same."""
-        raise NotImplementedError
 
+    @abstractmethod
     def where(self, picture: Picture) -> str:
         """What holds the picture's features, for messages."""
-        raise NotImplementedError
 
+    @abstractmethod
     def missing(self, pictures: Iterable[Picture]) -> list[Picture]:
         """The pictures whose features are not there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flipped(self) -> "Features":
         """The same tower's features of the mirrored images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def raw(self, picture: Picture) -> torch.Tensor:
         """[C, n, n] of any floating type, as stored."""
-        raise NotImplementedError
 
     def unit(self, picture: Picture, n: int) -> torch.Tensor:
         """float32 [C, M], every cell's features at length 1, on an n x n grid.

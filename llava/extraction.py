@@ -51,7 +51,7 @@ class Extraction:
     computed: int = 0
     reused: int = 0
     bad: dict[Path, str] = field(default_factory=dict)
-    """Images that do not decode, and why."""
+    """Images that are left out, and why: they do not decode, or their features are not finite."""
 
 
 @dataclass

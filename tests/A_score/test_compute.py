@@ -122,11 +122,11 @@ def test_order_of_images_n_and_layouts_of_a_file(score, folder):
     before = score("--base_folder", folder, "--n", 2)
     assert before["images"] == ["tensor_1", "tensor_2"]
     first, second = folder / "dino" / "tensor_1.pt", folder / "dino" / "tensor_2.pt"
-    torch.save(torch.nn.Parameter(torch.load(first)[None]), first)
-    save_file({"x": torch.load(second)}, second.with_suffix(".safetensors"))
+    torch.save(torch.nn.Parameter(torch.load(first, weights_only=True)[None]), first)
+    save_file({"x": torch.load(second, weights_only=True)}, second.with_suffix(".safetensors"))
     second.unlink()
     assert score("--base_folder", folder, "--n", 2) == before
-    torch.save(torch.load(first).bfloat16(), first)
+    torch.save(torch.load(first, weights_only=True).bfloat16(), first)
     assert score("--base_folder", folder, "--n", 2)["a_score"]["dino"] == pytest.approx(
         before["a_score"]["dino"], abs=0.01
     )
@@ -236,9 +236,9 @@ DAMAGE = {
 def test_8_bit_floats(score, folder):
     """Widened when read."""
     path = folder / "dino" / "tensor_2.pt"
-    torch.save(torch.load(path).to(torch.float8_e4m3fn).float(), path)
+    torch.save(torch.load(path, weights_only=True).to(torch.float8_e4m3fn).float(), path)
     before = score("--base_folder", folder)
-    torch.save(torch.load(path).to(torch.float8_e4m3fn), path)
+    torch.save(torch.load(path, weights_only=True).to(torch.float8_e4m3fn), path)
     assert score("--base_folder", folder) == before
 
 
@@ -354,7 +354,7 @@ def test_store(score, store, tmp_path):
     assert set(answer["a_score"]) == {clip336, clip224, "facebook/dinov2-large"}
     assert answer["protocol"] == (
         "cosine/openai--clip-vit-large-patch14-336+openai--clip-vit-large-patch14/"
-        "target-to-reference/float32/unprojected"
+        "target-to-reference/float32/unprojected-pad"
     )
     for space in store.spaces():
         folder = tmp_path / "dumps" / space.spec.id.replace("/", "--")

@@ -17,6 +17,10 @@ class MadeFeatures(Features):
 
     maps: dict
 
+    @property
+    def place(self):
+        return f"made {self.name}"
+
     def where(self, picture):
         return f"made {picture.name}"
 

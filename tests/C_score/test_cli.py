@@ -1,6 +1,7 @@
 """`law c-score`: what it prints and writes, and how it refuses."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,9 @@ import pytest
 import torch
 
 from C_score import cli
+from C_score.datasets import read_pairs
+from C_score.protocol import Protocol
+from C_score.score import Options
 from llava import results
 from llava.errors import LawError, UsageError
 
@@ -51,6 +55,41 @@ def test_defaults_are_the_published_protocol(answer, capsys):
     assert PROTOCOL in printed.out
     assert "reading 18 images from" in printed.err
     assert found["averages"]["image"]["overall"] == found["overall"]
+
+
+def test_categories_are_part_of_the_protocol(answer, tmp_path):
+    """A score of some categories is no score of the set, and its row says so."""
+    table = tmp_path / "results.csv"
+    flags = ("--category", "cat", "--category", "bus", "--results", table)
+    found = answer("--model", "modela16", *flags)
+    assert found["protocol"] == PROTOCOL.replace("/test/", "/test-bus+cat/")
+    assert set(found["per_category"]) == {"bus", "cat"}
+    assert "spair71k/test-bus+cat/" in table.read_text()
+
+
+def test_drawing_is_refused_before_scoring(tmp_path, capsys):
+    """Where an image is missing, or the folder cannot be written."""
+    data = tmp_path / "SPair-71k"
+    shutil.copytree(SPAIR, data)
+    arguments = ["--data", str(data), "--model", "modela16", "--draw", "1", "--draw-dir"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LawError, match="cannot be written"):
+        cli.main([*arguments, str(tmp_path / "file")])
+    next((data / "JPEGImages").rglob("*.jpg")).unlink()
+    with pytest.raises(LawError, match=r"--draw: 1 images of the set are not there.*leave --draw"):
+        cli.main([*arguments, str(tmp_path / "drawn")])
+    assert capsys.readouterr().out == ""
+
+
+def test_without_boxes_the_image_is_the_threshold():
+    """The protocol says what was done, not what was asked for."""
+    pairs = read_pairs("spair", SPAIR)
+    bare = dataclasses.replace(
+        pairs,
+        categories=tuple(dataclasses.replace(c, target_box=None) for c in pairs.categories),
+    )
+    assert "/image/bbox/" in Protocol(pairs, Options(), 16).text([])
+    assert "/image/image/" in Protocol(bare, Options(), 16).text([])
 
 
 FLAGS = {
@@ -257,7 +296,7 @@ def test_own_keypoints(answer, tmp_path):
     found = answer("--dataset", "csv", "--model", "own", "--window", "hard", data=table)
     assert found["n_keypoints"] == 2
     assert found["overall"]["0.10"] == 0  # 60 is 150 px from the cell's 630 on a side of 840
-    assert found["protocol"].startswith("mine/test/image/bbox/hard/2x2/")
+    assert found["protocol"].startswith("mine/test/image/image/hard/2x2/")
 
 
 def command(*argv, cwd=None):

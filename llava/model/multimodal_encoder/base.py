@@ -3,6 +3,7 @@
 Letters in shapes: B images, N tokens, C channels, H x W grid, S side of the input in pixels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from llava.model.multimodal_encoder.preprocess import check_frame, pixels
 from llava.model.multimodal_encoder.spec import TowerSpec
 
 
-class VisionTower(nn.Module):
+class VisionTower(nn.Module, ABC):
     """A frozen encoder that owns its preprocessing.
 
     A subclass implements `load` and `encode`. Features are a pure function of image, spec, frame
@@ -36,16 +37,16 @@ class VisionTower(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    @abstractmethod
     def load(self) -> None:
         """Makes the modules and reads the weights from `self.source`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, pixels_BCSS: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
         """All tokens of the tapped block, [B, class token + registers + H*W, C].
 
         A tower whose features rest on noise or a prompt takes these as `given`, by name.
         """
-        raise NotImplementedError
 
     @property
     def source(self) -> str:
