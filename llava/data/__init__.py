@@ -1,0 +1,1 @@
+"""Training data: records, images, masks, samples and batches."""
