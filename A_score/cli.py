@@ -17,6 +17,7 @@ class Form:
 
 FORMS = {
     "cosine": Form("A_score.compute", "cosine of projected tokens to CLIP's (the paper's tables)"),
+    "nll": Form("A_score.nll", "likelihood of captions through a stage-1 projector"),
 }
 
 

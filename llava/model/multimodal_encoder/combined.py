@@ -1,5 +1,6 @@
 """Several towers as one: the same interface, tokens joined by channel, appended or interleaved."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -88,16 +89,7 @@ class CombinedTower(nn.Module):
 
     def forward(self, pixels: PixelBatch | Sequence[torch.Tensor]) -> torch.Tensor:
         """Joined tokens [B, N, C]."""
-        tokens = self.tokens(pixels)
-        if self.representation.grid_align and self.parts[0].spec.select != "cls":
-            tokens = self._aligned(tokens)
-        return join_tokens(tokens, self.representation.join)
-
-    def _aligned(self, tokens: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [
-            resize_tokens(one, part.grid, self.grid, part.num_tokens - part.num_patches)
-            for one, part in zip(tokens, self.parts, strict=True)
-        ]
+        return joined(self.representation, self.tokens(pixels))
 
     def train(self, mode: bool = True) -> "CombinedTower":
         """Stays in evaluation mode, as its parts do."""
@@ -126,10 +118,7 @@ class CombinedTower(nn.Module):
     @property
     def num_tokens(self) -> int:
         """Tokens that `forward` gives for an image."""
-        extra = [part.num_tokens - part.num_patches for part in self.parts]
-        return self.num_patches + (
-            extra[0] if self.representation.join == "channel" else sum(extra)
-        )
+        return self.representation.tokens
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,6 +129,19 @@ class CombinedTower(nn.Module):
     def device(self) -> torch.device:
         """Where the parts are."""
         return self.parts[0].device
+
+
+def joined(representation: Representation, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tokens [B, N_i, C_i] of every part as the representation's [B, N, C].
+
+    Where the representation says so, grids are resampled to the largest one first.
+    """
+    if representation.grid_align and representation.parts[0].select != "cls":
+        tokens = [
+            resize_tokens(one, spec.grid, representation.grid, spec.tokens - math.prod(spec.grid))
+            for one, spec in zip(tokens, representation.parts, strict=True)
+        ]
+    return join_tokens(tokens, representation.join)
 
 
 def join_tokens(tokens: Sequence[torch.Tensor], join: str) -> torch.Tensor:

@@ -81,7 +81,8 @@ def square(image: Image.Image, spec: TowerSpec, frame: str) -> Image.Image:
 
     Raises LawError for an image so thin that padding or resizing it would not fit in memory.
     """
-    image = to_rgb(image)
+    if image.mode != "RGB":  # a conversion to what it is would copy all of it
+        image = to_rgb(image)
     _check_thin(image.size, spec, frame)
     if frame in ("pad", "own_pad"):
         image = pad_to_square(image, spec.mean)
@@ -128,11 +129,16 @@ def _check_thin(size: tuple[int, int], spec: TowerSpec, frame: str) -> None:
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     """The RGB image in the middle of a square of the mean colour (0 to 1 per channel)."""
+    return on_square(image, tuple(int(value * 255) for value in mean))
+
+
+def on_square(image: Image.Image, colour: int | tuple[int, ...]) -> Image.Image:
+    """The image in the middle of a square of a colour of its own mode; a square one as it is."""
     width, height = image.size
     if width == height:
         return image
     side = max(width, height)
-    canvas = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
+    canvas = Image.new(image.mode, (side, side), colour)
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas
 

@@ -60,6 +60,17 @@ class Representation:
         return sum(widths) if self.join == "channel" else widths[0]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of an image after the join."""
+        if self.join != "channel":
+            return sum(part.tokens for part in self.parts)
+        first = self.parts[0]
+        if first.select == "cls":
+            return 1
+        rows, columns = self.grid
+        return rows * columns + first.tokens - first.grid[0] * first.grid[1]
+
+    @property
     def file_name(self) -> str:
         """The name as part of a file name."""
         return self.name.replace("/", "--")

@@ -63,7 +63,7 @@ class TransformersTower(VisionTower):
         kind = self._model_type()
         model_class = getattr(transformers, self.models[kind])
         try:
-            with _quiet():
+            with quiet():
                 model, found = model_class.from_pretrained(
                     self.source, dtype=self.dtype, output_loading_info=True
                 )
@@ -168,8 +168,8 @@ def resize_as_transformers_4(table_1NC: torch.Tensor, rows: int, columns: int) -
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report of the text tower's weights, which are left out on purpose."""
+def quiet() -> Iterator[None]:
+    """Without transformers' report and bar, where what it reports is known or checked by us."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

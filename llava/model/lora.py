@@ -1,0 +1,59 @@
+"""Low-rank adapters on the language model's linear layers."""
+
+from typing import Any
+
+from torch import nn
+
+from llava.errors import MissingPackageError, UsageError
+from llava.model.saving import NEWLINE, PROJECTOR
+
+BIASES = ("none", "all", "lora_only")
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Names of the language model's linear layers, each once (`q_proj`, ...).
+
+    Neither the head, which stays as it is, nor the projector, which is trained whole; the tower is
+    no part of the model.
+    """
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head and PROJECTOR not in name
+        }
+    )
+
+
+def add_lora(
+    model: nn.Module,
+    r: int,
+    alpha: int,
+    dropout: float,
+    bias: str = "none",
+    train_projector: bool = True,
+) -> Any:
+    """The model as a peft model with adapters of rank `r` on every target; the rest is frozen.
+
+    The projector is trained whole, besides, unless told otherwise.
+    """
+    if bias not in BIASES:
+        raise UsageError(f"lora_bias '{bias}': expected one of {', '.join(BIASES)}")
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingPackageError("LoRA needs peft; type `pip install peft`") from error
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias=bias,
+        target_modules=lora_targets(model),
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, config)
+    for name, parameter in wrapped.named_parameters():
+        if f"{PROJECTOR}." in name or name.endswith(NEWLINE):
+            parameter.requires_grad_(train_projector)
+    return wrapped

@@ -1,0 +1,1 @@
+"""Projectors: from tower tokens to the language model's embeddings."""

@@ -1,0 +1,172 @@
+"""From flags to what is trained: tokenizer, model and data, in this order."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from llava.data.collator import Collator
+from llava.data.dataset import ConversationDataset
+from llava.data.images import ImageSource
+from llava.data.masks import Labeller
+from llava.data.packing import PackedDataset, efficiency, pack
+from llava.data.records import Records
+from llava.data.stored import StoredFeatures
+from llava.data.survey import Survey, survey
+from llava.errors import LawError
+from llava.files import ensure_writable
+from llava.log import get_logger
+from llava.model.multimodal_encoder.processor import ImageProcessor
+from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
+from llava.tokenization import load_tokenizer
+from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
+from llava.train.model import build_model, frame, projector_type, tokens_per_image
+
+logger = get_logger("train")
+
+LISTED = 1000
+"""Left-out records that data.json names; all are counted."""
+
+
+@dataclass
+class Prepared:
+    """Everything that a run needs."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: nn.Module
+    representation: Representation | None
+    dataset: ConversationDataset | PackedDataset
+    collator: Collator
+    survey: Survey
+
+    @property
+    def spec_hash(self) -> str:
+        """Of the representation, for the results table."""
+        return "+".join(spec.hash() for spec in self.representation.parts)
+
+
+def prepare(arguments: Arguments) -> Prepared:
+    """Reads the data first, since that is what most often is wrong, and then the weights."""
+    model_arguments, data, training = arguments
+    ensure_writable(Path(training.output_dir) / "run.json")
+    model_arguments.mm_projector_type = projector_type(model_arguments)
+    representation = representation_of(model_arguments)
+    tokenizer = load_tokenizer(model_arguments.model_name_or_path, training.model_max_length)
+    with training.main_process_first(desc="survey of the data"):
+        dataset, surveyed = examine(arguments, representation, tokenizer)
+    check_dropped(surveyed, data)
+    model = build_model(arguments, representation, tokenizer)
+    packed = data.packing and not training.a_score
+    if packed:
+        dataset = packed_dataset(dataset, training)
+    collator = Collator(tokenizer.pad_token_id, packed)
+    return Prepared(tokenizer, model, representation, dataset, collator, surveyed)
+
+
+def representation_of(model: ModelArguments) -> Representation | None:
+    """What the flags say of the towers; None for a language model alone."""
+    if not model.vision_tower:
+        return None
+    return resolve(
+        model.vision_tower,
+        join=model.mm_vision_join,
+        select=model.mm_vision_select_feature,
+        layer=model.mm_vision_select_layer,
+        grid_align=model.mm_vision_grid_align,
+        replace=parse_replacements(model.tower_alias),
+    )
+
+
+def examine(
+    arguments: Arguments,
+    representation: Representation | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[ConversationDataset, Survey]:
+    """The samples, and what reading all of them once found."""
+    model, data, training = arguments
+    records = Records(data.data_path)
+    labeller = Labeller(
+        tokenizer, model.version, training.model_max_length, model.mm_use_im_start_end
+    )
+    images = image_source(model, data, representation)
+    features = stored_features(model, data, representation)
+    tokens = tokens_per_image(model, representation)
+    surveyed = survey(
+        records,
+        labeller,
+        images,
+        tokens,
+        training.model_max_length,
+        features=features,
+        workers=training.dataloader_num_workers,
+        cache_dir=Path(training.output_dir) / "data",
+    )
+    dataset = ConversationDataset(
+        records,
+        labeller,
+        images,
+        tokens,
+        training.model_max_length,
+        survey=surveyed,
+        features=features,
+    )
+    return dataset, surveyed
+
+
+def image_source(
+    model: ModelArguments, data: DataArguments, representation: Representation | None
+) -> ImageSource | None:
+    """Where images come from; None without a tower."""
+    if representation is None:
+        return None
+    return ImageSource(
+        data.image_folder,
+        ImageProcessor(representation, frame(model, data, representation)),
+        data.image_aspect_ratio,
+        data.image_grid_pinpoints,
+        data.image_policy,
+        model.mm_patch_merge_type,
+    )
+
+
+def stored_features(
+    model: ModelArguments, data: DataArguments, representation: Representation | None
+) -> StoredFeatures | None:
+    """What --vision_features store reads in place of images."""
+    if data.vision_features != "store" or representation is None:
+        return None
+    return StoredFeatures(data.feature_store, representation, frame(model, data, representation))
+
+
+def check_dropped(found: Survey, data: DataArguments) -> None:
+    """Raises LawError where more records are unusable than --max_dropped allows."""
+    if found.share_dropped <= data.max_dropped:
+        return
+    reasons = "; ".join(f"{count} x {why}" for why, count in found.counts.items())
+    raise LawError(
+        f"{data.data_path}: {len(found.dropped)} of {found.records} records cannot be used "
+        f"({reasons}); mend them, or allow it with --max_dropped {found.share_dropped + 0.005:.2f}"
+    )
+
+
+def packed_dataset(dataset: ConversationDataset, training: TrainingArguments) -> PackedDataset:
+    """Sequences of model_max_length, full of whole samples."""
+    lengths, capacity = dataset.lengths_in_tokens, training.model_max_length
+    packs = pack(lengths, capacity, training.seed)
+    logger.info(
+        "packing: %d samples in %d sequences of up to %d tokens, %.1f %% full",
+        len(lengths),
+        len(packs),
+        capacity,
+        100 * efficiency(packs, lengths, capacity),
+    )
+    return PackedDataset(dataset, packs)
+
+
+def data_report(found: Survey) -> dict[str, Any]:
+    """What data.json of the run folder says."""
+    report = found.plain()
+    report["records_left_out"] = report["records_left_out"][:LISTED]
+    return report

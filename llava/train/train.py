@@ -1,0 +1,145 @@
+"""Trains LLaVA: stage 1 (projector), stage 2 (projector and language model), LoRA.
+
+`torchrun ... llava/train/train.py FLAGS`, `deepspeed llava/train/train.py FLAGS` or `law train`.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+from accelerate.utils import broadcast_object_list
+
+from llava import results
+from llava.errors import LawError
+from llava.exits import run_command
+from llava.files import write_json
+from llava.log import get_logger
+from llava.sweep.run import commit, environment
+from llava.train.a_score import score_alignment, write_protocol
+from llava.train.args import Arguments, as_flags, parse, program
+from llava.train.build import Prepared, data_report, prepare
+from llava.train.checkpoint import choose, clear_unfinished, set_aside
+from llava.train.finish import finish
+from llava.train.progress import Progress
+from llava.train.trainer import LLaVATrainer
+
+logger = get_logger("train")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains, checks (`--check`) or scores (`--a_score`), as the flags say."""
+    arguments = parse(sys.argv[1:] if argv is None else list(argv))
+    training = arguments[2]
+    if training.check:
+        from llava.train.check import main as check
+
+        check(arguments)
+        return
+    transformers.set_seed(training.seed)
+    transformers.utils.logging.disable_progress_bar()
+    resume = None if training.a_score else _agreed_checkpoint(arguments)
+    prepared = prepare(arguments)
+    if training.a_score:
+        _score(arguments, prepared)
+        return
+    _write_run(arguments, prepared)
+    trainer = LLaVATrainer(
+        model=prepared.model,
+        args=training,
+        train_dataset=prepared.dataset,
+        data_collator=prepared.collator,
+        tokenizer=prepared.tokenizer,
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.remove_callback(transformers.ProgressCallback)
+    trainer.add_callback(Progress())
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finish(trainer)
+
+
+def _agreed_checkpoint(arguments: Arguments) -> Path | None:
+    """Where to go on from: rank zero looks, all ranks hear what it found."""
+    training = arguments[2]
+    said: list = [None, None]
+    if training.process_index == 0:
+        clear_unfinished(Path(training.output_dir))
+        try:
+            said[0] = choose(training.output_dir, training.resume_from_checkpoint)
+            set_aside(Path(training.output_dir), said[0])
+        except LawError as error:
+            said[1] = error
+    broadcast_object_list(said)
+    if said[1] is not None:
+        raise said[1]
+    if said[0] is not None:
+        logger.info("going on from %s", said[0])
+    return said[0]
+
+
+def _write_run(arguments: Arguments, prepared: Prepared) -> None:
+    """The resolved flags, the environment and what was left out of the data."""
+    training = arguments[2]
+    if not training.should_save:
+        return
+    folder = Path(training.output_dir)
+    write_json(folder / "run.json", {"command": program(), "flags": as_flags(arguments)})
+    write_json(folder / "environment.json", environment())
+    write_json(folder / "data.json", data_report(prepared.survey))
+
+
+def _score(arguments: Arguments, prepared: Prepared) -> None:
+    """Prints the A score and writes it, and its row of the results table."""
+    model_arguments, data, training = arguments
+    found = score_alignment(
+        prepared.model,
+        prepared.dataset,
+        prepared.collator,
+        training.a_score_samples,
+        training.per_device_train_batch_size,
+    )
+    if training.process_index:
+        return
+    protocol = write_protocol(
+        data.data_path,
+        training.a_score_samples,
+        model_arguments.version,
+        model_arguments.model_name_or_path,
+    )
+    path = Path(training.output_dir) / "a_score.json"
+    write_json(
+        path,
+        found.plain()
+        | {
+            "representation": prepared.representation.name,
+            "spec_hashes": [spec.hash() for spec in prepared.representation.parts],
+            "protocol": protocol,
+            "flags": as_flags(arguments),
+        },
+    )
+    if training.results:
+        row = results.ResultRow(
+            representation=prepared.representation.name,
+            quantity="A_nll",
+            benchmark=Path(data.data_path).stem,
+            value=found.a_nll_token_mean,
+            unit="nats",
+            higher_is_better=False,
+            stderr=found.stderr,
+            n=found.n_samples,
+            protocol=protocol,
+            seed=training.seed,
+            spec_hash=prepared.spec_hash,
+            run_dir=training.output_dir,
+            commit=commit() or "",
+        )
+        results.append(training.results, [row])
+    print(
+        f"A score (nll) {found.a_nll_token_mean:.6f} nats per token "
+        f"(+/- {found.stderr:.4f}, {found.n_samples} records, {found.n_tokens} tokens; "
+        f"sample mean {found.a_nll_sample_mean:.6f}); {path}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:], "law train")
