@@ -38,13 +38,18 @@ class Checkpoint:
         if Path(self.path).is_dir():
             path = Path(self.path) / name
             return path if path.is_file() else None
-        found = cached_file(
-            self.path,
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
+        try:
+            found = cached_file(
+                self.path,
+                name,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        except (OSError, ValueError) as error:
+            first = next(iter(str(error).splitlines()), "")
+            raise LawError(
+                f"{self.path}: no such folder (seen from {Path.cwd()}) and not on the hub: {first}"
+            ) from error
         return Path(found) if found else None
 
     @cached_property

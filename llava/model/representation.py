@@ -5,12 +5,12 @@ Released configs name the tower, the layer and the selected tokens; ours hold ev
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.config import build, to_plain
-from llava.errors import LawError
+from llava.errors import LawError, UsageError, unknown_name
 from llava.model.multimodal_encoder.pretrained import folder_digest
 from llava.model.multimodal_encoder.processor import frame_of
 from llava.model.multimodal_encoder.registry import Representation, resolve
@@ -40,6 +40,7 @@ def representation_of(
     grid_align = getattr(config, "mm_vision_grid_align", None) or ""
     specs = getattr(config, "mm_vision_specs", None)
     if specs:
+        _check_used(replacements or {}, [spec["id"] for spec in specs])
         parts = tuple(
             _moved(build(TowerSpec, dict(spec), f"mm_vision_specs[{i}]"), replacements or {})
             for i, spec in enumerate(specs)
@@ -84,6 +85,11 @@ def record(config: Any, representation: Representation, geometry: str | None = N
             setattr(config, name, value)
     if any(part.up_ft_index is not None for part in representation.parts):
         config.img_size = next(p.size for p in representation.parts if p.up_ft_index is not None)
+
+
+def _check_used(replacements: Mapping[str, str], ids: Sequence[str]) -> None:
+    for unknown in sorted(set(replacements) - set(ids)):
+        raise UsageError(unknown_name("tower of this model", unknown, ids))
 
 
 def _moved(spec: TowerSpec, replacements: Mapping[str, str]) -> TowerSpec:

@@ -61,7 +61,7 @@ def save_lora(model: nn.Module, folder: str | os.PathLike, state_dict: Given | N
         state_dict = {k: v for k, v in model.named_parameters() if v.requires_grad}
     name = model.active_adapter
     adapters = {k.replace(f".{name}.", "."): v for k, v in state_dict.items() if "lora_" in k}
-    others = {k: v for k, v in state_dict.items() if "lora_" not in k}
+    others = {PEFT_PREFIX + _llava_key(k): v for k, v in state_dict.items() if "lora_" not in k}
     if not adapters:
         raise LawError("nothing to save: none of the weights given is an adapter's")
     folder = Path(folder)
@@ -170,11 +170,11 @@ def _of_projector(key: str) -> bool:
 
 
 def _llava_key(key: str) -> str:
-    """`model.mm_projector.*` whatever stands before; other keys without peft's prefix."""
+    """`model.mm_projector.*` whatever stands before; other keys without what peft adds."""
     for name in (f"{PROJECTOR}.", NEWLINE):
         if name in key:
             return f"model.{key[key.index(name) :]}"
-    return key.removeprefix(PEFT_PREFIX)
+    return key.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
 
 
 def _shape(parameter: torch.Tensor) -> torch.Size:

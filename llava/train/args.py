@@ -236,6 +236,16 @@ def parse(argv: list[str]) -> Arguments:
         known = {option for action in parser._actions for option in action.option_strings}
         raise UsageError(unknown_name("flag", unknown[0].partition("=")[0], sorted(known)))
     training._stage1 = model.tune_mm_mlp_adapter
+    if training.a_score and training.deepspeed:
+        raise UsageError(
+            "--a_score updates nothing and takes no --deepspeed; leave it out, and each process "
+            "holds the whole model"
+        )
+    if training.deepspeed:
+        import deepspeed
+
+        # On a CPU nobody has told DeepSpeed yet how many processes there are.
+        deepspeed.init_distributed(verbose=False)
     validate(model, data, training)
     return model, data, training
 

@@ -87,9 +87,8 @@ def examine(
     """The samples, and what reading all of them once found."""
     model, data, training = arguments
     records = Records(data.data_path)
-    labeller = Labeller(
-        tokenizer, model.version, training.model_max_length, model.mm_use_im_start_end
-    )
+    # Text is cut where images are counted, too: in the survey, which says how much was cut.
+    labeller = Labeller(tokenizer, model.version, None, model.mm_use_im_start_end)
     images = image_source(model, data, representation)
     features = stored_features(model, data, representation)
     tokens = tokens_per_image(model, representation)

@@ -92,7 +92,7 @@ def _score(arguments: Arguments, prepared: Prepared) -> None:
     """Prints the A score and writes it, and its row of the results table."""
     model_arguments, data, training = arguments
     found = score_alignment(
-        prepared.model,
+        prepared.model.to(training.device),
         prepared.dataset,
         prepared.collator,
         training.a_score_samples,

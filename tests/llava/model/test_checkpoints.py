@@ -288,8 +288,21 @@ def test_what_lmms_eval_passes(law_log):
     assert any("overwrite has no effect" in line for line in law_log)
 
 
+def test_replacement_of_no_tower(tmp_path):
+    """A name that no part goes by, for configs with specs as for those with names."""
+    save_projector(golden_llava(), tmp_path)
+    with pytest.raises(UsageError, match=f"did you mean '{CLIP}'"):
+        load_pretrained_model(str(tmp_path), BASE, tower_replacements={f"{CLIP}-336": "x"})
+    with pytest.raises(UsageError, match="no part of"):
+        load_pretrained_model(
+            str(CHECKPOINTS / "off-llava-stage2"), tower_replacements=folders(DINO)
+        )
+
+
 def test_no_such_folder(tmp_path):
     """Neither a folder nor on the hub."""
+    with pytest.raises(LawError, match="no such folder"):
+        load_pretrained_model(str(tmp_path / "none"))
     with pytest.raises(LawError, match=r"no config\.json"):
         load_pretrained_model(str(tmp_path))
     (tmp_path / "config.json").write_text('{"mm_vision_tower": "x", "model_type": "llava_llama"}')

@@ -11,6 +11,8 @@ from llava.errors import LawError, UsageError
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.registry import resolve
 from llava.model.saving import load_projector, projector_file, read_tensors, save_projector
+from llava.model.trainable import trainable
+from llava.tokenization import load_tokenizer
 
 KEYS = [f"model.mm_projector.{i}.{what}" for i in (0, 2) for what in ("bias", "weight")]
 
@@ -181,11 +183,8 @@ def test_projector_is_kept(tmp_path):
     assert len(model.mm_projector) == 5
 
 
-def test_image_tokens():
+def test_image_tokens(tmp_path):
     """New rows are means; in stage 1 the input embeddings alone are trained with the projector."""
-    from llava.model.trainable import trainable
-    from llava.tokenization import load_tokenizer
-
     model = golden_llava()
     trainable(model, 1)
     tokenizer = load_tokenizer(MODELS / "lmsys" / "tiny-vicuna")
@@ -199,3 +198,12 @@ def test_image_tokens():
         torch.testing.assert_close(table.weight[size:], mean.expand(2, -1))
     assert model.model.embed_tokens.weight.requires_grad
     assert not model.lm_head.weight.requires_grad
+    with torch.no_grad():
+        model.model.embed_tokens.weight[size:] += 1
+    model.config.mm_use_im_start_end = True
+    state = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    save_projector(model, tmp_path, state)
+    base = str(MODELS / "lmsys" / "tiny-vicuna")
+    read, again, _, _ = load_pretrained_model(str(tmp_path), base)
+    assert len(read) == size + 2
+    assert torch.equal(again.model.embed_tokens.weight, model.model.embed_tokens.weight)

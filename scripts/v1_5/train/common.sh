@@ -1,0 +1,67 @@
+# What the training scripts share: inputs, the number of GPUs, the global batch, the launcher.
+# Sourced, not run. Every input is an environment variable; flags behind a script's name are passed
+# on and win over the script's own.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)"
+
+# usage: prints the head of the calling script, from its second line to the first that is no comment
+usage() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+
+# need NAME...: every variable is set
+need() {
+  local name missing=
+  for name in "$@"; do
+    [ -n "${!name:-}" ] || missing="$missing $name"
+  done
+  if [ -n "$missing" ]; then
+    echo "$(basename "$0"): not set:$missing" >&2
+    usage
+  fi
+}
+
+count_gpus() {
+  if command -v nvidia-smi > /dev/null 2>&1; then
+    nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true
+  else
+    echo 0
+  fi
+}
+
+# settle GLOBAL_BATCH PER_DEVICE: sets PROCESSES and ACCUMULATION, so that a step sees GLOBAL_BATCH
+# samples on any number of processes
+settle() {
+  local global="${GLOBAL_BATCH:-$1}" together
+  PER_DEVICE="${PER_DEVICE:-$2}"
+  GPUS="${GPUS:-$(count_gpus)}"
+  NNODES="${NNODES:-1}"
+  PROCESSES="$GPUS"
+  [ "$GPUS" -gt 0 ] || PROCESSES="${PROCESSES_ON_CPU:-1}"
+  together=$((PER_DEVICE * PROCESSES * NNODES))
+  if [ "$together" -gt "$global" ] || [ $((global % together)) -ne 0 ]; then
+    echo "$(basename "$0"): a global batch of $global is no multiple of $PER_DEVICE (PER_DEVICE)" \
+      "x $PROCESSES processes x $NNODES nodes; set PER_DEVICE or GLOBAL_BATCH so that it is" >&2
+    exit 2
+  fi
+  ACCUMULATION=$((global / together))
+}
+
+# launch FLAGS...: train.py on all GPUs of this node, or on the CPU where there is none
+launch() {
+  local how=(--nproc_per_node "$PROCESSES") machine=()
+  if [ "$NNODES" -gt 1 ]; then
+    need NODE_RANK MASTER_ADDR
+    how+=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR"
+      --master_port "${MASTER_PORT:-25001}")
+  else
+    how+=(--standalone)
+  fi
+  if [ "$GPUS" -gt 0 ]; then
+    machine=(--bf16 True --tf32 True)
+    [ "${ZERO:-none}" = none ] || machine+=(--deepspeed "$ZERO")
+  fi
+  exec torchrun "${how[@]}" "$ROOT/llava/train/train.py" "${machine[@]}" \
+    --per_device_train_batch_size "$PER_DEVICE" --gradient_accumulation_steps "$ACCUMULATION" "$@"
+}
