@@ -130,6 +130,7 @@ def test_slurm(call):
         "--nproc_per_node 8 --nnodes 2 --node_rank 1 --master_addr node-a --master_port 25001"
     )
     assert flags[-2:] == ["--packing", "True"]
+    assert value(flags, "--per_device_train_batch_size") == "8"  # of 16, since 16 GPUs share 128
     done = call("scripts/slurm/train.sbatch", **(place | {"STAGE": "pretain"}))
     assert (done.returncode, "no " in done.stderr) == (2, True)
 
