@@ -23,7 +23,7 @@ WEIGHTS = (
 LLAVA, STAGE1, LORA, CONVERTED, TEXT = "llava", "projector", "lora", "converted", "text"
 """A whole LLaVA; a projector alone; adapters; transformers' own Llava; a language model."""
 
-LLAVA_FIELDS = ("vision_tower", "use_cache", *DIFFUSION)
+LLAVA_FIELDS = ("vision_tower", "use_cache", "conversation_version", *DIFFUSION)
 LLAVA_PREFIXES = ("mm_", "image_", "tokenizer_", "tune_mm", "freeze_mm", "use_mm")
 
 
