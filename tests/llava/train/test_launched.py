@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from repository import ROOT
 from safetensors.torch import load_file
 from world import launch, losses, stage1, stage2
+
+from llava.model.builder import load_llava
+from llava.model.trainable import trainable
+from llava.train.train import main as train
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +67,43 @@ def test_killed_and_resumed(world, tmp_path, name):
     assert not (killed / file).exists()
     launch(stage(world, killed, **flags))
     assert (killed / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_fsdp_is_one_process(world, tmp_path):
+    """Torch's FSDP2 on two CPU processes, of which one has no image: the gradients of one."""
+    output = tmp_path / "stage2"
+    train(stage2(world, output, max_steps=1))
+    model = load_llava(str(output))
+    trainable(model, 2)
+    torch.manual_seed(0)
+    batch = {
+        "input_ids": torch.randint(3, 500, (2, 9)),
+        "labels": torch.full((2, 9), -100),
+        "attention_mask": torch.ones(2, 9, dtype=torch.bool),
+        "image_features": torch.randn(2, 16, 24),
+        "has_image": torch.tensor([True, False]),
+    }
+    batch["input_ids"][0, 2] = -200
+    batch["labels"][0, 5:] = batch["input_ids"][0, 5:]
+    batch["labels"][1, 3:] = batch["input_ids"][1, 3:]
+    torch.save(batch, tmp_path / "batch.pt")
+    model.train()
+    given = {name: batch[name] for name in ("input_ids", "labels", "attention_mask")}
+    loss = model(**given, image_features=batch["image_features"][:1]).loss
+    loss.backward()
+    script = str(Path(__file__).with_name("fsdp_ranks.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    paths = [str(output), str(tmp_path / "batch.pt"), str(tmp_path / "out.pt")]
+    done = subprocess.run(
+        [*command, "--nproc_per_node", "2", script, *paths], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    torch.testing.assert_close(found.pop("loss"), loss.detach(), rtol=1e-5, atol=0)
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
 
 
 ZERO = {
