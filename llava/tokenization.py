@@ -12,7 +12,13 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IMAGE_TOKEN_INDEX,
+)
 from llava.errors import LawError, MissingPackageError
 from llava.files import write_bytes, write_json
 from llava.log import get_logger
@@ -178,6 +184,22 @@ def _set_pad_token(tokenizer: "PreTrainedTokenizerBase") -> None:
             f"token; name one as pad_token in its {CONFIG_FILE}"
         )
     tokenizer.pad_token = pad
+
+
+def add_image_tokens(tokenizer: "PreTrainedTokenizerBase", wanted: Any) -> list[int]:
+    """Adds LLaVA's image tokens that `wanted` asks for; ids of new start and end tokens.
+
+    `wanted` has `mm_use_im_patch_token` and `mm_use_im_start_end`, or lacks them. Encoders that
+    were made of the tokenizer before do not know the tokens.
+    """
+    if getattr(wanted, "mm_use_im_patch_token", False):
+        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+    if not getattr(wanted, "mm_use_im_start_end", False):
+        return []
+    known = tokenizer.get_vocab()
+    names = [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+    tokenizer.add_tokens(names, special_tokens=True)
+    return [tokenizer.convert_tokens_to_ids(name) for name in names if name not in known]
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: str | os.PathLike) -> None:

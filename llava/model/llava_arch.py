@@ -15,9 +15,6 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested
 
 from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_PATCH_TOKEN,
     IGNORE_INDEX,
 )
 from llava.errors import LawError, UsageError
@@ -32,6 +29,7 @@ from llava.model.representation import frame_of_config, record
 from llava.model.saving import NEWLINE, load_projector
 from llava.model.segments import SEGMENTS, boundaries_as_mask
 from llava.model.splice import Plan, plan
+from llava.tokenization import add_image_tokens
 
 logger = get_logger("model")
 
@@ -145,26 +143,25 @@ class LlavaCausalLM:
         if adapter:
             load_projector(self, adapter)
 
-    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+    def initialize_vision_tokenizer(
+        self, model_args: Any, tokenizer: Any, added: Sequence[int] | None = None
+    ) -> None:
         """Adds LLaVA's image tokens where the arguments ask for them; new rows are means of old.
 
+        `added` are the ids of those that `add_image_tokens` has put into the tokenizer already.
         With `tune_mm_mlp_adapter` and start and end tokens the input embeddings are trained.
         """
-        if getattr(model_args, "mm_use_im_patch_token", False):
-            tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-        added = 0
-        if getattr(model_args, "mm_use_im_start_end", False):
-            names = [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
-            added = tokenizer.add_tokens(names, special_tokens=True)
+        if added is None:
+            added = add_image_tokens(tokenizer, model_args)
         if len(tokenizer) > self.get_input_embeddings().num_embeddings:
             self.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         if added:
             with torch.no_grad():
                 for table in (self.get_input_embeddings(), self.get_output_embeddings()):
-                    end = len(tokenizer)
-                    table.weight[end - added : end] = table.weight[: end - added].mean(0)
-            if getattr(model_args, "tune_mm_mlp_adapter", False):
-                self.get_input_embeddings().weight.requires_grad_(True)
+                    table.weight[list(added)] = table.weight[: min(added)].mean(0)
+        marks = getattr(model_args, "mm_use_im_start_end", False)
+        if marks and getattr(model_args, "tune_mm_mlp_adapter", False):
+            self.get_input_embeddings().weight.requires_grad_(True)
 
     def _add_projector(self) -> None:
         self.base_model.mm_projector = build_vision_projector(self.config)

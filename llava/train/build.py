@@ -20,7 +20,7 @@ from llava.files import ensure_writable
 from llava.log import get_logger
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
-from llava.tokenization import load_tokenizer
+from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
 from llava.train.model import build_model, frame, projector_type, tokens_per_image
 
@@ -54,10 +54,11 @@ def prepare(arguments: Arguments) -> Prepared:
     model_arguments.mm_projector_type = projector_type(model_arguments)
     representation = representation_of(model_arguments)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path, training.model_max_length)
+    added = add_image_tokens(tokenizer, model_arguments)
     with training.main_process_first(desc="survey of the data"):
         dataset, surveyed = examine(arguments, representation, tokenizer)
     check_dropped(surveyed, data)
-    model = build_model(arguments, representation, tokenizer)
+    model = build_model(arguments, representation, tokenizer, added)
     packed = data.packing and not training.a_score
     if packed:
         dataset = packed_dataset(dataset, training)

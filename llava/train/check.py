@@ -28,7 +28,7 @@ from llava.model.language_model import llava_class
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.saving import load_projector
 from llava.model.trainable import parameter_table, trainable
-from llava.tokenization import load_tokenizer
+from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments
 from llava.train.build import check_dropped, examine, representation_of
 from llava.train.checkpoint import choose
@@ -107,6 +107,7 @@ def _towers(found: _Found) -> Iterator[str]:
 def _data(found: _Found) -> Iterator[str]:
     model, data, training = found.arguments
     found.tokenizer = load_tokenizer(model.model_name_or_path, training.model_max_length)
+    add_image_tokens(found.tokenizer, model)
     found.dataset, found.survey = examine(found.arguments, found.representation, found.tokenizer)
     survey = found.survey
     yield f"{len(survey.keep)} of {survey.records} records are used"

@@ -6,6 +6,7 @@ DeepSpeed keeps float32 copies itself and is given the compute dtype; FSDP wants
 by itself, so it is given float32. Frozen parameters take the compute dtype.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,8 +60,12 @@ def build_model(
     arguments: Arguments,
     representation: Representation | None,
     tokenizer: PreTrainedTokenizerBase,
+    added: Sequence[int],
 ) -> nn.Module:
-    """Loads the weights, freezes what is not trained, prints what is."""
+    """Loads the weights, freezes what is not trained, prints what is.
+
+    `added` are ids of image tokens that are new to the tokenizer.
+    """
     model_arguments, data, training = arguments
     model = load_language_model(arguments)
     if representation is not None:
@@ -79,7 +84,7 @@ def build_model(
         freeze_mm_mlp_adapter=training.freeze_mm_mlp_adapter,
     )
     if representation is not None:
-        model.initialize_vision_tokenizer(model_arguments, tokenizer)
+        model.initialize_vision_tokenizer(model_arguments, tokenizer, added)
     if training.lora_enable:
         model = with_adapters(model, training)
     if training.a_score:

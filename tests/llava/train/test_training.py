@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from world import losses, stage1, stage2
 
+from llava.model.builder import load_pretrained_model
 from llava.train.train import main as train
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -164,3 +165,84 @@ def test_own_rate_of_the_projector(world, pretrained, tmp_path):
     before = load_file(world / "llm" / "model.safetensors") | projector(pretrained)
     moved = {n for n, tensor in weights(output).items() if not torch.equal(tensor, before[n])}
     assert moved == set(projector(pretrained))
+
+
+@pytest.mark.parametrize("stage", [stage1, stage2])
+def test_recomputed_activations(world, tmp_path, stage):
+    """Gradient checkpointing changes memory, not numbers."""
+    read = projector if stage is stage1 else weights
+    plain = run(stage(world, tmp_path / "a"), tmp_path / "a")
+    again = run(stage(world, tmp_path / "b", gradient_checkpointing=True), tmp_path / "b")
+    assert_equal(read(plain), read(again), rtol=1e-6, atol=1e-7)
+
+
+def test_workers_read_the_same(world, tmp_path):
+    """Loader processes change nothing, resumed or not."""
+    flags = {"dataloader_num_workers": 2, "save_strategy": "steps", "save_steps": 2}
+    alone = run(stage2(world, tmp_path / "a"), tmp_path / "a")
+    both = run(stage2(world, tmp_path / "b", **flags | {"max_steps": 2}), tmp_path / "b")
+    run(stage2(world, both, **flags), both)
+    assert_equal(weights(alone), weights(both))
+
+
+@pytest.mark.parametrize("stage", [stage1, stage2])
+def test_bf16(world, tmp_path, stage):
+    """Computed in bf16, trained and saved in float32, so that small updates count."""
+    output = run(stage(world, tmp_path, bf16=True, max_steps=8), tmp_path)
+    saved = projector(output) if stage is stage1 else weights(output)
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert losses(output)[-1] < losses(output)[0]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"mm_projector_type": "perceiver1x"},
+        {"mm_projector_type": "linear"},
+        {"mm_vision_select_feature": "cls_patch"},
+        {"image_aspect_ratio": "pad"},
+        {"mm_vision_join": "append", "pair": True},
+        {"mm_vision_join": "interleave", "pair": True},
+        {"image_aspect_ratio": "pad", "pair": True},
+        {"mm_vision_geometry": "own", "pair": True},
+        {"mm_use_im_start_end": True},
+        {
+            "image_aspect_ratio": "anyres",
+            "image_grid_pinpoints": "[(32, 64), (64, 32), (64, 64)]",
+            "model_max_length": 400,
+        },
+        {
+            "image_aspect_ratio": "anyres",
+            "image_grid_pinpoints": "[(32, 64), (64, 32), (64, 64)]",
+            "mm_patch_merge_type": "spatial_unpad",
+            "model_max_length": 400,
+        },
+        {"freeze_backbone": True},
+        {"freeze_mm_mlp_adapter": True},
+        {"version": "llama_2", "model_max_length": 400},
+        {"version": "mpt"},
+    ],
+    ids=str,
+)
+def test_ways_to_train(world, tmp_path, flags):
+    """Each trains, is saved and loads again with the loss going on where it was."""
+    flags = dict(flags)
+    if flags.pop("pair", False):
+        flags["vision_tower"] = f"{world / 'clip'}+{world / 'dinov2'}"
+    output = run(stage2(world, tmp_path / "a", **flags), tmp_path / "a")
+    again = {"model_name_or_path": output, "max_steps": 1, "learning_rate": 0.0}
+    run(stage2(world, tmp_path / "b", **(flags | again)), tmp_path / "b")
+    for name, tensor in weights(output).items():
+        torch.testing.assert_close(weights(tmp_path / "b")[name], tensor, rtol=0, atol=0)
+    _, model, _, _ = load_pretrained_model(str(output))
+    assert model.config.image_aspect_ratio == flags.get("image_aspect_ratio", "square")
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights(output).items())
+
+
+def test_marks_around_images_are_single_tokens(world, tmp_path, capsys):
+    """Known to the tokenizer before the data are read; stage 1 trains their embeddings too."""
+    train([*stage2(world, tmp_path, mm_use_im_start_end=True), "--check"])
+    assert "\n  128 tokens, 21 of them supervised" in capsys.readouterr().out  # 126 without
+    output = run(stage1(world, tmp_path / "run", mm_use_im_start_end=True), tmp_path / "run")
+    assert projector(output)["model.embed_tokens.weight"].shape == (514, 32)
