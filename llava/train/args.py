@@ -209,6 +209,8 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.use_cpu and self.tf32:
             logger.warning("--tf32 True: a CPU has none; going on without")
             self.tf32 = None
+        # transformers would log the mean of the losses before in place of one that is NaN
+        self.logging_nan_inf_filter = False
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every trainable one is used in every batch
         if self.use_cpu and self.fp16:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from llava.data.sampler import ModalityLengthSampler, ShuffledSampler
+from llava.errors import LawError
 from llava.files import write_json
 from llava.log import get_logger
 from llava.model.saving import load_projector, save_lora, save_projector
@@ -191,6 +193,14 @@ class _Epochs(transformers.TrainerCallback):
             self.trainer._sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+def _finite(logs: dict | None) -> dict:
+    """Logged values; None in place of what JSON has no word for."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in (logs or {}).items()
+    }
+
+
 class _JsonLines(transformers.TrainerCallback):
     """Appends every logged line to a file."""
 
@@ -204,4 +214,9 @@ class _JsonLines(transformers.TrainerCallback):
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+                handle.write(json.dumps({"step": state.global_step, **_finite(logs)}) + "\n")
+        if logs and not math.isfinite(logs.get("loss", 0.0)):
+            raise LawError(
+                f"the loss is {logs['loss']} at step {state.global_step}; the weights are spoiled. "
+                "Checkpoints before it are whole; lower --learning_rate, or raise --warmup_ratio"
+            )

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from world import losses, stage1, stage2
 
+from llava.errors import LawError
 from llava.model.builder import load_pretrained_model
 from llava.train.train import main as train
 
@@ -238,6 +239,13 @@ def test_ways_to_train(world, tmp_path, flags):
     assert model.config.image_aspect_ratio == flags.get("image_aspect_ratio", "square")
     state = model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in weights(output).items())
+
+
+def test_spoiled_weights(world, tmp_path):
+    """A loss that is no number ends the run; it is not averaged away."""
+    with pytest.raises(LawError, match=r"the loss is (nan|inf) at step"):
+        train(stage1(world, tmp_path, learning_rate=1e38, max_grad_norm=0, max_steps=20))
+    assert not (tmp_path / "mm_projector.bin").exists()
 
 
 def test_marks_around_images_are_single_tokens(world, tmp_path, capsys):
