@@ -1,56 +1,10 @@
 """Tiny random encoders in Hugging Face layout, and images, made where a test needs them."""
 
-import json
-from pathlib import Path
-
 import numpy as np
-import torch
 from PIL import Image
+from tiny_world.encoders import DEPTH, DIM, IMAGENET, PATCH, SIDE, save_encoder
 
-SIDE = 32
-PATCH = 8
-DEPTH = 3
-DIM = 24
-
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-
-
-def save_encoder(folder: Path, kind: str, seed: int = 0, **changes) -> Path:
-    """Writes a random encoder of model type `kind` with its processor's config; gives `folder`."""
-    import transformers
-
-    shape = {
-        "hidden_size": DIM,
-        "intermediate_size": 2 * DIM,
-        "num_hidden_layers": DEPTH,
-        "num_attention_heads": 3,
-        "image_size": SIDE,
-        "patch_size": PATCH,
-    } | changes
-    configs = {
-        "clip_vision_model": ("CLIPVisionConfig", "CLIPVisionModel"),
-        "siglip_vision_model": ("SiglipVisionConfig", "SiglipVisionModel"),
-        "dinov2": ("Dinov2Config", "Dinov2Model"),
-        "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel"),
-        "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel"),
-    }
-    config_name, model_name = configs[kind]
-    if kind == "dinov3_vit":
-        shape.setdefault("num_register_tokens", 4)  # as the released ones
-    torch.manual_seed(seed)
-    model = getattr(transformers, model_name)(getattr(transformers, config_name)(**shape))
-    with torch.no_grad():  # the usual start is so small that every token looks the same
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    processor = {"resample": 3, "do_resize": True, "do_normalize": True} | IMAGENET
-    crops = kind not in ("siglip_vision_model", "dinov3_vit")
-    processor["size"] = {"shortest_edge": 37} if crops else {"height": SIDE, "width": SIDE}
-    if crops:
-        processor |= {"do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
+__all__ = ["DEPTH", "DIM", "IMAGENET", "PATCH", "SIDE", "picture", "save_encoder"]
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -254,16 +254,15 @@ class LlavaCausalLM:
         flat: bool,
         padding_side: str | None,
     ) -> Plan:
-        ids = input_ids.cpu()
-        keep = torch.ones_like(ids, dtype=torch.bool)
+        keep = torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is not None:
-            keep = attention_mask.cpu().bool()
+            keep = attention_mask.bool()
         return plan(
-            ids,
+            input_ids,
             keep,
             row_counts,
-            None if labels is None else labels.cpu(),
-            None if segment_ids is None else segment_ids.cpu(),
+            labels,
+            segment_ids,
             getattr(self.config, "tokenizer_model_max_length", None),
             padding_side or self._padding_side,
             flat,
@@ -292,6 +291,11 @@ class LlavaCausalLM:
     ) -> tuple[torch.Tensor, Plan]:
         """Embeddings [B, T, H] and their plan; padded as the config says unless told otherwise."""
         device = input_ids.device
+        # Before the tower: the copies would else wait for it, and a GPU idle while the host plans.
+        input_ids, attention_mask, labels, segment_ids = (
+            None if given is None else given.cpu()
+            for given in (input_ids, attention_mask, labels, segment_ids)
+        )
         if images is not None or image_features is not None:
             rows, counts = self.encode_images(images, image_sizes, image_features, device)
         elif self.mm_projector is not None and labels is not None:

@@ -121,14 +121,17 @@ def attention(
 ) -> str | None:
     """The kernel: as asked for, flash attention where it is installed, else torch's own.
 
-    Packed rows need one that keeps samples apart; every one here does.
+    Packed rows take torch's kernel segment by segment, not with a mask of all pairs.
     """
-    if model.attn_implementation:
-        return model.attn_implementation
-    if training.device.type == "cuda" and is_flash_attn_2_available():
-        half = compute_dtype(training) is not torch.float32
-        return "flash_attention_2" if half else "sdpa"
-    return SEGMENTS if data.packing else "sdpa"
+    asked = model.attn_implementation
+    if asked and not (asked == "sdpa" and data.packing):
+        return asked
+    on_gpu = training.device.type == "cuda"
+    half = compute_dtype(training) is not torch.float32
+    if not asked and on_gpu and half and is_flash_attn_2_available():
+        return "flash_attention_2"
+    # On a CPU rows one after the other save what padding costs; a GPU would start more kernels.
+    return "sdpa" if on_gpu and not data.packing else SEGMENTS
 
 
 def record(arguments: Arguments, model: nn.Module) -> None:

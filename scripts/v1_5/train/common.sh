@@ -30,15 +30,19 @@ count_gpus() {
   fi
 }
 
-# settle GLOBAL_BATCH PER_DEVICE: sets PROCESSES and ACCUMULATION, so that a step sees GLOBAL_BATCH
-# samples on any number of processes
+# settle GLOBAL_BATCH PER_DEVICE: sets PROCESSES, PER_DEVICE and ACCUMULATION, so that a step sees
+# GLOBAL_BATCH samples on any number of processes
 settle() {
   local global="${GLOBAL_BATCH:-$1}" together
-  PER_DEVICE="${PER_DEVICE:-$2}"
   GPUS="${GPUS:-$(count_gpus)}"
   NNODES="${NNODES:-1}"
   PROCESSES="$GPUS"
   [ "$GPUS" -gt 0 ] || PROCESSES="${PROCESSES_ON_CPU:-1}"
+  if [ -z "${PER_DEVICE:-}" ]; then  # at most its default; less where many share the batch
+    PER_DEVICE=$((global / (PROCESSES * NNODES)))
+    [ "$PER_DEVICE" -lt "$2" ] || PER_DEVICE="$2"
+    [ "$PER_DEVICE" -gt 0 ] || PER_DEVICE=1
+  fi
   together=$((PER_DEVICE * PROCESSES * NNODES))
   if [ "$together" -gt "$global" ] || [ $((global % together)) -ne 0 ]; then
     echo "$(basename "$0"): a global batch of $global is no multiple of $PER_DEVICE (PER_DEVICE)" \

@@ -5,7 +5,7 @@
 #   TOWER=openai/clip-vit-large-patch14-336 PROJECTOR=runs/stage1/mm_projector.bin \
 #   OUTPUT=runs/stage2 bash scripts/v1_5/train/finetune.sh [FLAG VALUE ...]
 #
-# Optional: GPUS (all), PER_DEVICE (16), GLOBAL_BATCH (128), ZERO (scripts/zero2.json; zero3.json and
+# Optional: GPUS (all), PER_DEVICE (up to 16), GLOBAL_BATCH (128), ZERO (scripts/zero2.json; zero3.json and
 # zero3_offload.json need less memory), NNODES NODE_RANK MASTER_ADDR MASTER_PORT. Without a GPU it runs
 # on the CPU. Flags are those of `law train --help`; --packing True fills sequences.
 set -euo pipefail

@@ -5,7 +5,7 @@
 #   TOWER=openai/clip-vit-large-patch14-336 PROJECTOR=runs/stage1/mm_projector.bin \
 #   OUTPUT=runs/stage2-lora bash scripts/v1_5/train/finetune_lora.sh [FLAG VALUE ...]
 #
-# Optional: GPUS (all), PER_DEVICE (16), GLOBAL_BATCH (128), ZERO (scripts/zero3.json, none: plain
+# Optional: GPUS (all), PER_DEVICE (up to 16), GLOBAL_BATCH (128), ZERO (scripts/zero3.json, none: plain
 # DDP), NNODES NODE_RANK MASTER_ADDR MASTER_PORT. Without a GPU it runs
 # on the CPU. Flags are those of `law train --help`; --bits 4 trains on a quantised model
 # (QLoRA, needs bitsandbytes and ZERO=none).

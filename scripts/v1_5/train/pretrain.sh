@@ -5,7 +5,7 @@
 #   TOWER=openai/clip-vit-large-patch14-336 OUTPUT=runs/stage1 \
 #   bash scripts/v1_5/train/pretrain.sh [FLAG VALUE ...]
 #
-# Optional: GPUS (all), PER_DEVICE (32), GLOBAL_BATCH (256), ZERO (scripts/zero2.json, none: plain
+# Optional: GPUS (all), PER_DEVICE (up to 32), GLOBAL_BATCH (256), ZERO (scripts/zero2.json, none: plain
 # DDP), NNODES NODE_RANK MASTER_ADDR MASTER_PORT. Without a GPU it runs on the CPU. Flags are those of
 # `law train --help`; --check looks at everything and trains nothing.
 set -euo pipefail
