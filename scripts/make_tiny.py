@@ -29,6 +29,8 @@ logger = get_logger("tiny")
 
 TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "dinov2": "dinov2"}
 TOWER_SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+PLACES = 0.4
+"""Of the towers' tokens: enough to tell from one token in which quarter it lies."""
 STEPS = 600
 README = """\
 A tiny world, made by scripts/make_tiny.py.
@@ -122,7 +124,7 @@ def make(
         write_json(out / f"{name}.json", records)
     for place, (name, kind) in enumerate(TOWERS.items()):
         folder = out / "towers" / name
-        save_encoder(folder, kind, seed + place, resize_to=SIDE, **TOWER_SHAPE)
+        save_encoder(folder, kind, seed + place, resize_to=SIDE, places=PLACES, **TOWER_SHAPE)
     save_tokenizer(out / "llm", tokenizer)
     save_language_model(out / "llm", seed, STEPS if trained else 0)
     example = files["captions_heldout"][0]["image"]

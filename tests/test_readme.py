@@ -22,7 +22,11 @@ NOT_RUN_HERE = {
 NEEDS_DATA = {
     "law features": "weights and SPair-71k; test_the_chain runs it on what packages ship",
     "law c-score": "SPair-71k; test_the_chain",
-    "law a-score": "dumped embeddings; tests/A_score/test_compute.py",
+    "law a-score": "dumps, tests/A_score/test_compute.py; a tiny world, tests/scripts",
+    "law train": "a tiny world; tests/scripts/test_make_tiny.py",
+    "law chat": "a trained model; tests/scripts/test_make_tiny.py",
+    "python scripts/make_tiny.py": "minutes; tests/scripts/test_make_tiny.py",
+    "MODEL=": "real weights; tests/scripts/test_train_scripts.py records what it launches",
     "python -m C_score.draw": "weights; tests/C_score/test_draw.py",
 }
 """Beginnings of commands whose input no test has."""

@@ -22,12 +22,18 @@ CONFIGS = {
 
 
 def save_encoder(
-    folder: Path, kind: str, seed: int = 0, resize_to: int = 37, **changes: int
+    folder: Path,
+    kind: str,
+    seed: int = 0,
+    resize_to: int = 37,
+    places: float = 0.0,
+    **changes: int,
 ) -> Path:
     """Writes a random encoder of model type `kind` with its processor's config; gives `folder`.
 
-    Where its kind crops, the processor resizes the shorter edge to `resize_to` px first. `changes`
-    are fields of the config.
+    Where its kind crops, the processor resizes the shorter edge to `resize_to` px first. `places`
+    is how much a token says of where it lies: noise added to the table of positions. `changes` are
+    fields of the config.
     """
     import transformers
 
@@ -47,6 +53,10 @@ def save_encoder(
     with torch.no_grad():  # the usual start is so small that every token looks the same
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+        if places:
+            for name, parameter in model.named_parameters():
+                if "position_embedding" in name:
+                    parameter.add_(torch.randn_like(parameter) * places)
     model.save_pretrained(folder)
     processor = {"resample": 3, "do_resize": True, "do_normalize": True} | IMAGENET
     crops = kind not in ("siglip_vision_model", "dinov3_vit")

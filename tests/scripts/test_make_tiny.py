@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.train.args import parse
 
-ENVIRONMENT = {**os.environ, "GPUS": "0", "OMP_NUM_THREADS": "1"}
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+ENVIRONMENT = {**os.environ, "GPUS": "0", "OMP_NUM_THREADS": "1", "PATH": PATH}
 
 
 def make(out, *flags):
@@ -109,6 +111,29 @@ def test_refused(quick):
     assert (done.returncode, "is there already" in done.stderr) == (2, True)
     done = make(quick.parent / "new", "--captions", "0")
     assert (done.returncode, "expected 1 or more" in done.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme(tmp_path):
+    """Those of the project's README, on a quick world and for two steps."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    text = (ROOT / "README.md").read_text()
+    start = text.index("python scripts/make_tiny.py")
+    lines = text[start : text.index("```", start)].splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["train", "train", "a-score", "train", "chat"]
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "python":
+            words = [sys.executable, *words[1:], "--quick"]
+        else:
+            words = [sys.executable, "-m", "llava", *words[1:]]
+        if "--config" in words and "--check" not in words:
+            words += ["--max_steps", "2", "--a_score_samples", "20"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "runs" / "tiny" / "a_score" / "a_score.json").is_file()
+    assert done.stdout.count("\n") == 1
 
 
 def right_answers(world, run, shift):

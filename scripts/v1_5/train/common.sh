@@ -66,6 +66,11 @@ launch() {
     machine=(--bf16 True --tf32 True)
     [ "${ZERO:-none}" = none ] || machine+=(--deepspeed "$ZERO")
   fi
+  command -v torchrun > /dev/null || {
+    echo "$(basename "$0"): no torchrun on the PATH; activate the environment, e.g." \
+      "source .venv/bin/activate" >&2
+    exit 1
+  }
   exec torchrun "${how[@]}" "$ROOT/llava/train/train.py" "${machine[@]}" \
     --per_device_train_batch_size "$PER_DEVICE" --gradient_accumulation_steps "$ACCUMULATION" "$@"
 }
