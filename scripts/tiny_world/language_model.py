@@ -89,18 +89,16 @@ def save_language_model(folder: Path, seed: int, steps: int) -> None:
 def imagine_story(read: Callable[[str], list[int]], rng: random.Random) -> Story:
     """A text about a scene that is not held out; `read` gives a text's ids."""
     scene = imagine(rng)
-    text = f"{caption(scene)}\n"
-    if rng.random() > CAPTIONS:
-        question, answer = some_questions(scene, 1, rng)[0]
-        text = f"\n{question} ASSISTANT: {answer}"  # as LLaVA's template v1 has it after an image
+    asked = " ".join(some_questions(scene, 1, rng)[0])
+    text = caption(scene) if rng.random() < CAPTIONS else asked
     if rng.random() < IN_WORDS:
-        told = [[token] for token in read(notes(scene, rng))]
+        told = [[token] for token in read(f"{notes(scene, rng)}\n")]
     else:
         told = [
             [token for word in patch if rng.random() > FORGOTTEN for token in read(word)]
             for patch in _seen(scene, rng)
         ]
-    return Story(told, read(text))
+    return Story(told, read(f"{text}\n"))
 
 
 def _seen(scene: Scene, rng: random.Random) -> Iterator[list[str]]:
