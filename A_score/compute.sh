@@ -14,7 +14,9 @@ source "$scripts/common.sh"
 
 case "${1:-}" in -h | --help) usage ;; esac
 need MODEL DATA IMAGES TOWER PROJECTOR OUTPUT
-ZERO=none GLOBAL_BATCH="${GLOBAL_BATCH:-$((${PER_DEVICE:-10} * ${GPUS:-$(count_gpus)} * ${NNODES:-1}))}"
-[ "$GLOBAL_BATCH" -gt 0 ] || GLOBAL_BATCH="${PER_DEVICE:-10}"
-export ZERO GLOBAL_BATCH PER_DEVICE="${PER_DEVICE:-10}"
+PER_DEVICE="${PER_DEVICE:-10}" GPUS="${GPUS:-$(count_gpus)}" ZERO=none
+processes="$GPUS"
+[ "$GPUS" -gt 0 ] || processes="${PROCESSES_ON_CPU:-1}"
+GLOBAL_BATCH=$((PER_DEVICE * processes * ${NNODES:-1}))
+export ZERO GLOBAL_BATCH PER_DEVICE GPUS
 exec bash "$scripts/pretrain.sh" --a_score True --pretrain_mm_mlp_adapter "$PROJECTOR" "$@"

@@ -113,6 +113,12 @@ class ConversationDataset(Dataset):
         """Whether a sample's record has an image."""
         return bool(self.records.image_counts[self.keep[i]])
 
+    def shows_image(self, i: int) -> bool:
+        """Whether a sample's text speaks of an image, so that the model sees one."""
+        if not self.has_image(i):
+            return False
+        return bool(self.fitter(self.records[self.record_index(i)]).images)
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [samples]: words, and 128 for a sample with an image, as LLaVA counts."""

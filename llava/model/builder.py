@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -119,13 +124,19 @@ def load_llava(
     return model
 
 
+def llava_config(fields: Mapping[str, Any]) -> tuple[PretrainedConfig, type]:
+    """The config, and the class of the model, that a config.json of LLaVA or of text stands for."""
+    kind = fields.get("model_type") or ""
+    made = llava_class("llama" if kind == "llava" else kind)
+    kept = {k: v for k, v in fields.items() if k not in OF_ANOTHER_CLASS}
+    return made.config_class(**kept), made
+
+
 def _model(
     path: str, fields: dict[str, Any], projector_follows: bool, options: dict[str, Any]
 ) -> PreTrainedModel:
     """A LLaVA with a config of `fields` and the weights of `path`."""
-    kind = fields.get("model_type") or ""
-    made = llava_class("llama" if kind == "llava" else kind)
-    config = made.config_class(**{k: v for k, v in fields.items() if k not in OF_ANOTHER_CLASS})
+    config, made = llava_config(fields)
     options = dict(options)
     if "attn_implementation" in options:
         config._attn_implementation = options["attn_implementation"]
@@ -196,6 +207,8 @@ def _give_tower(
 ) -> None:
     """Reads the tower that the config names, with the checkpoint's own weights where it has any."""
     representation = representation_of(model.config, replacements)
+    if representation is None:  # adapters of a language model alone
+        return
     frame = frame_of_config(model.config, representation)
     tower = LazyTower(representation, frame, model.dtype)
     model.set_vision_tower(tower)

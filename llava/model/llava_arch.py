@@ -242,7 +242,9 @@ class LlavaCausalLM:
         other's gradients, or gather its weights together, need them.
         """
         token = torch.zeros(1, 1, self.config.mm_hidden_size, device=device)
-        return self.mm_projector(self._as_projector(token)).flatten(0, 1), []
+        rows = self.mm_projector(self._as_projector(token)).flatten(0, 1)
+        newline = getattr(self.base_model, NEWLINE, None)
+        return rows if newline is None else rows + 0.0 * newline, []
 
     def _plan(
         self,
@@ -253,6 +255,7 @@ class LlavaCausalLM:
         row_counts: Sequence[int],
         flat: bool,
         padding_side: str | None,
+        whole: bool,
     ) -> Plan:
         keep = torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is not None:
@@ -263,7 +266,7 @@ class LlavaCausalLM:
             row_counts,
             labels,
             segment_ids,
-            getattr(self.config, "tokenizer_model_max_length", None),
+            None if whole else getattr(self.config, "tokenizer_model_max_length", None),
             padding_side or self._padding_side,
             flat,
         )
@@ -288,8 +291,12 @@ class LlavaCausalLM:
         segment_ids: torch.Tensor | None = None,
         flat: bool = False,
         padding_side: str | None = None,
+        whole: bool = False,
     ) -> tuple[torch.Tensor, Plan]:
-        """Embeddings [B, T, H] and their plan; padded as the config says unless told otherwise."""
+        """Embeddings [B, T, H] and their plan; padded as the config says unless told otherwise.
+
+        They are cut to the config's maximum length unless they are to stay `whole`.
+        """
         device = input_ids.device
         # Before the tower: the copies would else wait for it, and a GPU idle while the host plans.
         input_ids, attention_mask, labels, segment_ids = (
@@ -303,7 +310,7 @@ class LlavaCausalLM:
         else:
             rows, counts = torch.empty(0, self.config.hidden_size), []
         made = self._plan(
-            input_ids, attention_mask, labels, segment_ids, counts, flat, padding_side
+            input_ids, attention_mask, labels, segment_ids, counts, flat, padding_side, whole
         )
         return self._gathered(made, rows, device), made
 
@@ -487,10 +494,9 @@ class LlavaCausalLM:
         losses_S = token_losses(logits_SV, found.target_S)
         if not found.count:
             losses_S = losses_S * 0.0
-        items = max(found.count, 1) if num_items_in_batch is None else num_items_in_batch
-        if torch.is_tensor(items):
-            items = items.to(losses_S.device)
-        result.loss = losses_S.sum() / items
+        items = found.count if num_items_in_batch is None else num_items_in_batch
+        # A step of images that turned out damaged supervises nothing, and its loss is 0.
+        result.loss = losses_S.sum() / torch.as_tensor(items, device=losses_S.device).clamp(min=1)
         if per_token:
             result.token_losses = losses_S[: found.count]
             result.token_rows = found.row_S[: found.count]
@@ -517,8 +523,14 @@ class LlavaCausalLM:
             return super().generate(inputs=ids, **kwargs)
         mask = kwargs.pop("attention_mask", None)
         embeddings, made = self._spliced(
-            ids, mask, None, images, image_sizes, features, padding_side="left"
+            ids, mask, None, images, image_sizes, features, padding_side="left", whole=True
         )
+        longest = getattr(self.config, "max_position_embeddings", None)
+        if longest is not None and embeddings.shape[1] >= longest:
+            raise LawError(
+                f"the prompt takes {embeddings.shape[1]} positions, with those of its images, and "
+                f"the language model has {longest}; ask for less"
+            )
         mask = made.mask_BT.to(embeddings.device, torch.int64)
         return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
 

@@ -51,6 +51,13 @@ def save_projector(
     write_config(model, folder)
 
 
+def kept(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What a partial checkpoint holds: all that is trained, and the projector, trained or not."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or _of_projector(name):
+            yield name, parameter
+
+
 def save_lora(model: nn.Module, folder: str | os.PathLike, state_dict: Given | None = None) -> None:
     """Writes adapters of a peft model, and what else was trained, in LLaVA's layout.
 
@@ -58,7 +65,7 @@ def save_lora(model: nn.Module, folder: str | os.PathLike, state_dict: Given | N
     `.safetensors`; keys `base_model.model.model.mm_projector.*`) and `config.json`.
     """
     if state_dict is None:
-        state_dict = {k: v for k, v in model.named_parameters() if v.requires_grad}
+        state_dict = dict(kept(model))
     name = model.active_adapter
     adapters = {k.replace(f".{name}.", "."): v for k, v in state_dict.items() if "lora_" in k}
     others = {PEFT_PREFIX + _llava_key(k): v for k, v in state_dict.items() if "lora_" not in k}

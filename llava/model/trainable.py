@@ -25,7 +25,10 @@ def trainable(
     for name, parameter in model.named_parameters():
         of_projector = f"{PROJECTOR}." in name or name.endswith(NEWLINE)
         of_head = parameter is head.weight or parameter is getattr(head, "bias", None)
-        if of_projector:
+        if name.endswith(NEWLINE):  # used where maps of tiles are merged with it, and nowhere else
+            merge = getattr(model.config, "mm_patch_merge_type", None) or "flat"
+            parameter.requires_grad_("unpad" in merge and not freeze_mm_mlp_adapter)
+        elif of_projector:
             parameter.requires_grad_(not freeze_mm_mlp_adapter)
         else:
             parameter.requires_grad_(stage == 2 and (of_head or not freeze_backbone))

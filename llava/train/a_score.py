@@ -5,6 +5,7 @@ have an image and a scored token. No update, no shuffle; sums in float64 over si
 neither the batch size nor the number of processes is in the number.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -94,12 +95,18 @@ def score_alignment(
     if place.world > 1:
         found = gather_object(found)
     found.sort()
+    empty = [record for _, record, _, count in found if not count]
+    if empty:
+        raise LawError(
+            f"records {', '.join(map(str, empty[:10]))}: their images are damaged, so nothing of "
+            "them can be scored; mend them, or take them out of the data"
+        )
     _, records, sums, tokens = zip(*found, strict=True)
     return summarize(records, sums, tokens)
 
 
 def _first_with_image(dataset: ConversationDataset, samples: int) -> list[int]:
-    chosen = [i for i in range(len(dataset)) if dataset.has_image(i)][:samples]
+    chosen = list(itertools.islice(filter(dataset.shows_image, range(len(dataset))), samples))
     if len(chosen) < samples:
         raise LawError(
             f"only {len(chosen)} records have an image and a scored token, expected {samples}; "

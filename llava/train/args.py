@@ -5,6 +5,7 @@ mapped to what replaced them. `--config FILE` reads flags from a YAML mapping fi
 """
 
 import dataclasses
+import json
 import os
 import socket
 import sys
@@ -282,6 +283,11 @@ def validate(model: ModelArguments, data: DataArguments, training: TrainingArgum
             "--lora_weight_path: a run goes on from its own checkpoints; to train on from an "
             "adapter, merge it first"
         )
+    if training.lora_enable and model.mm_use_im_start_end:
+        raise UsageError(
+            "--mm_use_im_start_end with --lora_enable: adapters do not hold embeddings of new "
+            "tokens; take one of them"
+        )
     if training.bits != 16 and not training.lora_enable:
         raise UsageError(f"--bits {training.bits} trains adapters only; add --lora_enable True")
     if data.image_aspect_ratio == "anyres" and not data.image_grid_pinpoints:
@@ -328,7 +334,11 @@ def _from_config(argv: list[str]) -> list[str]:
         if value is None:
             continue
         given.append(f"--{name}")
-        given += [str(one) for one in (value if isinstance(value, list) else [value])]
+        nested = isinstance(value, dict) or (
+            isinstance(value, list) and any(isinstance(one, list) for one in value)
+        )
+        values = value if isinstance(value, list) and not nested else [value]
+        given += [json.dumps(one) if isinstance(one, dict | list) else str(one) for one in values]
     return given + rest
 
 

@@ -15,11 +15,13 @@ from llava.data.packing import PackedDataset, efficiency, pack
 from llava.data.records import Records
 from llava.data.stored import StoredFeatures
 from llava.data.survey import Survey, survey
-from llava.errors import LawError
+from llava.errors import LawError, UsageError
 from llava.files import ensure_writable
 from llava.log import get_logger
+from llava.model.checkpoint_layout import LORA, STAGE1, TEXT, Checkpoint
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
+from llava.model.representation import DIFFUSION
 from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
 from llava.train.model import build_model, frame, projector_type, tokens_per_image
@@ -51,6 +53,7 @@ def prepare(arguments: Arguments) -> Prepared:
     """Reads the data first, since that is what most often is wrong, and then the weights."""
     model_arguments, data, training = arguments
     ensure_writable(Path(training.output_dir) / "run.json")
+    check_model(arguments)
     model_arguments.mm_projector_type = projector_type(model_arguments)
     representation = representation_of(model_arguments)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path, training.model_max_length)
@@ -66,11 +69,26 @@ def prepare(arguments: Arguments) -> Prepared:
     return Prepared(tokenizer, model, representation, dataset, collator, surveyed)
 
 
+def check_model(arguments: Arguments) -> None:
+    """Raises UsageError where --model_name_or_path is a part of a model, or lacks a projector."""
+    model, _, training = arguments
+    found = Checkpoint(model.model_name_or_path)
+    if found.kind in (STAGE1, LORA):
+        raise UsageError(
+            f"--model_name_or_path {model.model_name_or_path} holds a {found.kind} and no language "
+            "model; give the language model, and a projector as --pretrain_mm_mlp_adapter"
+        )
+    if training.a_score and found.kind == TEXT and not model.pretrain_mm_mlp_adapter:
+        raise UsageError(
+            "--a_score scores a trained projector; --pretrain_mm_mlp_adapter is missing"
+        )
+
+
 def representation_of(model: ModelArguments) -> Representation | None:
     """What the flags say of the towers; None for a language model alone."""
     if not model.vision_tower:
         return None
-    return resolve(
+    found = resolve(
         model.vision_tower,
         join=model.mm_vision_join,
         select=model.mm_vision_select_feature,
@@ -78,6 +96,11 @@ def representation_of(model: ModelArguments) -> Representation | None:
         grid_align=model.mm_vision_grid_align,
         replace=parse_replacements(model.tower_alias),
     )
+    for name in DIFFUSION:
+        value = getattr(model, name)
+        if value is not None and all(spec.t is None for spec in found.parts):
+            raise UsageError(f"--{name} {value}: {found.name} has no diffusion tower to take it")
+    return found
 
 
 def examine(

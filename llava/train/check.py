@@ -23,14 +23,14 @@ from llava.data.packing import efficiency, pack
 from llava.data.survey import Survey
 from llava.errors import LawError
 from llava.log import progress
+from llava.model.builder import llava_config
 from llava.model.checkpoint_layout import Checkpoint
-from llava.model.language_model import llava_class
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.saving import load_projector
 from llava.model.trainable import parameter_table, trainable
 from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments
-from llava.train.build import check_dropped, examine, representation_of
+from llava.train.build import check_dropped, check_model, examine, representation_of
 from llava.train.checkpoint import choose
 from llava.train.estimate import (
     Sizes,
@@ -85,6 +85,7 @@ def main(arguments: Arguments) -> None:
 
 def _towers(found: _Found) -> Iterator[str]:
     model, data, _ = found.arguments
+    check_model(found.arguments)
     model.mm_projector_type = projector_type(model)
     found.representation = representation_of(model)
     if found.representation is None:
@@ -194,9 +195,7 @@ def _model(found: _Found) -> Iterator[str]:
     """Language model and projector on the meta device: shapes, no memory."""
     model_arguments, data, training = found.arguments
     fields = Checkpoint(model_arguments.model_name_or_path).config
-    made = llava_class(fields.get("model_type", ""))
-    dropped = ("model_type", "architectures")
-    config = made.config_class(**{k: v for k, v in fields.items() if k not in dropped})
+    config, made = llava_config(fields)
     with torch.device("meta"):
         model = made(config)
         if found.representation is not None:
@@ -278,7 +277,10 @@ def _needs(found: _Found) -> Iterator[str]:
     )
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
     steps = math.ceil(len(survey.keep) * epochs / (batch * way.processes))
-    saves = max(1, steps // int(training.save_steps or 1))
+    if training.max_steps > 0:
+        steps = training.max_steps
+    every = training.save_steps if training.save_steps >= 1 else training.save_steps * steps
+    saves = max(1, steps // max(1, int(every)))
     partial = training.stage1 or training.lora_enable
     size = disk(sizes, way, partial, training.save_total_limit, saves)
     folder = Path(training.output_dir)

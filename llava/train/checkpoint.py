@@ -5,11 +5,14 @@ then renamed to `checkpoint-N`; older ones go once the new one was read back. So
 name was once whole, and what happened to it since is found before training starts from it.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +121,38 @@ def rotate(output_dir: Path, new: Checkpoint, keep: int | None) -> None:
     for one in older[: max(0, len(older) + 1 - keep)]:
         shutil.rmtree(one.folder)
         logger.info("removed %s: --save_total_limit %d", one.folder.name, keep)
+
+
+LAYOUTS = {
+    "stage 1": ("mm_projector.bin",),
+    "LoRA": ("adapter_config.json",),
+    "whole model": ("model.safetensors", "model.safetensors.index.json"),
+}
+"""Kind of run -> files that only it leaves."""
+
+
+def refuse_other_runs(output_dir: Path, kind: str) -> None:
+    """Raises UsageError where a folder holds a run of another kind than one of `LAYOUTS`."""
+    places = [output_dir, *(one.folder for one in checkpoints(output_dir))]
+    for other, names in LAYOUTS.items():
+        found = [place / name for place in places for name in names if (place / name).is_file()]
+        if other != kind and found:
+            raise UsageError(
+                f"--output_dir {output_dir} holds a run of another kind ({other}: "
+                f"{found[0].name}), and this is one of {kind}; choose another folder"
+            )
+
+
+@contextlib.contextmanager
+def locked(output_dir: Path) -> Iterator[None]:
+    """The folder is this run's alone; LawError where another run has it."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with open(output_dir / ".lock", "a", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LawError(f"{output_dir}: another run is writing here; choose another") from None
+        yield
 
 
 def clear_unfinished(output_dir: Path) -> None:

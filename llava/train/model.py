@@ -6,6 +6,7 @@ DeepSpeed keeps float32 copies itself and is given the compute dtype; FSDP wants
 by itself, so it is given float32. Frozen parameters take the compute dtype.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from llava.model.lora import add_lora
 from llava.model.multimodal_encoder.processor import frame_of
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.multimodal_projector.builder import projected_tokens
+from llava.model.saving import load_projector
 from llava.model.segments import SEGMENTS
 from llava.model.trainable import parameter_table, trainable
 from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
@@ -69,8 +71,9 @@ def build_model(
     model_arguments, data, training = arguments
     model = load_language_model(arguments)
     if representation is not None:
+        alone = dataclasses.replace(model_arguments, pretrain_mm_mlp_adapter=None)
         model.initialize_vision_modules(
-            model_arguments,
+            alone,
             representation=representation,
             frame=frame(model_arguments, data, representation),
             dtype=compute_dtype(training),
@@ -85,6 +88,8 @@ def build_model(
     )
     if representation is not None:
         model.initialize_vision_tokenizer(model_arguments, tokenizer, added)
+        if model_arguments.pretrain_mm_mlp_adapter:  # may hold rows of tokens that are new
+            load_projector(model, model_arguments.pretrain_mm_mlp_adapter)
     if training.lora_enable:
         model = with_adapters(model, training)
     if training.a_score:

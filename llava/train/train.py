@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import transformers
@@ -19,7 +20,7 @@ from llava.sweep.run import commit, environment
 from llava.train.a_score import score_alignment, write_protocol
 from llava.train.args import Arguments, as_flags, parse, program
 from llava.train.build import Prepared, data_report, prepare
-from llava.train.checkpoint import choose, clear_unfinished, set_aside
+from llava.train.checkpoint import choose, clear_unfinished, locked, refuse_other_runs, set_aside
 from llava.train.finish import finish
 from llava.train.progress import Progress
 from llava.train.trainer import LLaVATrainer
@@ -36,13 +37,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         check(arguments)
         return
-    transformers.set_seed(training.seed)
     transformers.utils.logging.disable_progress_bar()
-    resume = None if training.a_score else _agreed_checkpoint(arguments)
-    prepared = prepare(arguments)
     if training.a_score:
-        _score(arguments, prepared)
+        transformers.set_seed(training.seed)
+        _score(arguments, prepare(arguments))
         return
+    with _own_folder(arguments):
+        _train(arguments)
+
+
+def _train(arguments: Arguments) -> None:
+    training = arguments[2]
+    transformers.set_seed(training.seed)
+    resume = _agreed_checkpoint(arguments)
+    prepared = prepare(arguments)
     _write_run(arguments, prepared)
     trainer = LLaVATrainer(
         model=prepared.model,
@@ -56,6 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.add_callback(Progress())
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finish(trainer)
+
+
+def _own_folder(arguments: Arguments) -> AbstractContextManager[None]:
+    """Rank zero locks the run's folder; it may hold no run of another kind."""
+    training = arguments[2]
+    if training.process_index:
+        return nullcontext()
+    kind = "stage 1" if training.stage1 else "LoRA" if training.lora_enable else "whole model"
+    refuse_other_runs(Path(training.output_dir), kind)
+    return locked(Path(training.output_dir))
 
 
 def _agreed_checkpoint(arguments: Arguments) -> Path | None:

@@ -17,7 +17,7 @@ from llava.data.sampler import ModalityLengthSampler, ShuffledSampler
 from llava.errors import LawError
 from llava.files import write_json
 from llava.log import get_logger
-from llava.model.saving import load_projector, save_lora, save_projector
+from llava.model.saving import kept, load_projector, save_lora, save_projector
 from llava.tokenization import save_tokenizer
 from llava.train.checkpoint import SAVING, clear_unfinished, publish
 from llava.train.gather import gathered
@@ -107,9 +107,7 @@ class LLaVATrainer(transformers.Trainer):
             super().save_model(output_dir, _internal_call)
             return
         model = self.accelerator.unwrap_model(self.model)
-        state = gathered(
-            ((n, p) for n, p in model.named_parameters() if p.requires_grad), self.args.should_save
-        )
+        state = gathered(kept(model), self.args.should_save)
         if self.args.should_save:
             self._save(output_dir, state)
 
