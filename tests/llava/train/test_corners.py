@@ -1,0 +1,128 @@
+"""Combinations that went wrong once."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from world import losses, stage1, stage2
+
+from llava.errors import LawError, UsageError
+from llava.model.builder import load_pretrained_model
+from llava.train.args import parse
+from llava.train.checkpoint import locked
+from llava.train.train import main as train
+
+ANYRES = {
+    "image_aspect_ratio": "anyres",
+    "image_grid_pinpoints": "[(32, 64), (64, 32), (64, 64)]",
+    "model_max_length": 400,
+    "mm_patch_merge_type": "spatial_unpad",
+}
+
+
+def test_step_without_labels(world, tmp_path):
+    """A step whose only image turns out damaged has loss 0, and the run goes on."""
+    images = tmp_path / "images"
+    shutil.copytree(world / "images", images)
+    (images / "3.png").write_bytes((images / "3.png").read_bytes()[:60])
+    flags = {"image_folder": images, "image_policy": "skip", "per_device_train_batch_size": 1}
+    train(stage1(world, tmp_path / "run", max_steps=24, **flags))
+    assert losses(tmp_path / "run").count(0.0) == 1
+    saved = torch.load(tmp_path / "run" / "mm_projector.bin", weights_only=True)
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+
+
+def test_adapters_with_a_frozen_projector(world, tmp_path):
+    """The projector is saved with them, so that the run resumes and loads."""
+    pytest.importorskip("peft")
+    flags = {"lora_enable": True, "lora_r": 4, "freeze_mm_mlp_adapter": True}
+    flags |= {"save_strategy": "steps", "save_steps": 2}
+    train(stage2(world, tmp_path, **flags))
+    train(stage2(world, tmp_path, **flags, **{"num_train_epochs": 1}))
+    _, model, _, _ = load_pretrained_model(str(tmp_path), str(world / "llm"))
+    saved = torch.load(tmp_path / "non_lora_trainables.bin", weights_only=True)
+    own = {f"base_model.model.{k}": v for k, v in model.state_dict().items()}
+    assert saved and all(torch.equal(own[name], tensor) for name, tensor in saved.items())
+
+
+def test_marks_from_stage_to_stage(world, tmp_path):
+    """Embeddings of <im_start> and <im_end> go from stage 1 into stage 2, unchanged."""
+    marks = {"mm_use_im_start_end": True}
+    train(stage1(world, tmp_path / "a", **marks))
+    flags = {**marks, "learning_rate": 0.0, "max_steps": 1}
+    train(stage2(world, tmp_path / "b", tmp_path / "a" / "mm_projector.bin", **flags))
+    before = torch.load(tmp_path / "a" / "mm_projector.bin", weights_only=True)
+    _, model, _, _ = load_pretrained_model(str(tmp_path / "b"))
+    for name, tensor in before.items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_newline_in_a_batch_without_images(world, tmp_path):
+    """Every trained parameter has a gradient, or ranks with images would wait for ever."""
+    train(stage2(world, tmp_path, max_steps=1, **ANYRES))
+    _, model, _, _ = load_pretrained_model(str(tmp_path))
+    model.train()
+    ids = torch.randint(3, 500, (1, 9))
+    model(ids, labels=ids, attention_mask=torch.ones_like(ids)).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_score_needs_a_projector(world, tmp_path):
+    """A random one is nobody's alignment."""
+    with pytest.raises(UsageError, match="--pretrain_mm_mlp_adapter is missing"):
+        train(stage1(world, tmp_path, a_score=True))
+
+
+def test_a_score_takes_what_is_seen(world, tmp_path):
+    """A record whose text does not speak of its image says nothing about the tower."""
+    train(stage1(world, tmp_path / "p", max_steps=1))
+    records = json.loads((world / "captions.json").read_text())
+    records[1]["conversations"][0]["value"] = "Describe."
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    flags = {"a_score": True, "a_score_samples": 5, "data_path": tmp_path / "data.json"}
+    flags["pretrain_mm_mlp_adapter"] = tmp_path / "p" / "mm_projector.bin"
+    train(stage1(world, tmp_path / "s", **flags))
+    found = json.loads((tmp_path / "s" / "a_score.json").read_text())
+    assert found["records"] == [0, 2, 3, 4, 5]
+
+
+def test_prompt_that_does_not_fit(world, tmp_path):
+    """A question is never cut away unseen."""
+    train(stage2(world, tmp_path, max_steps=1))
+    _, model, _, _ = load_pretrained_model(str(tmp_path))
+    ids = torch.randint(3, 500, (1, 300))  # more than the 192 of training, fewer than 512
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] <= 2
+    with pytest.raises(LawError, match="takes 600 positions"):
+        model.generate(torch.randint(3, 500, (1, 600)), max_new_tokens=2)
+
+
+def test_folder_of_another_run(world, tmp_path):
+    """Stage 2 does not go into stage 1's folder, nor two runs into one."""
+    train(stage1(world, tmp_path, max_steps=1))
+    with pytest.raises(UsageError, match="a run of another kind"):
+        train(stage2(world, tmp_path))
+    with locked(tmp_path / "busy"), pytest.raises(LawError, match="another run is writing"):
+        train(stage1(world, tmp_path / "busy"))
+
+
+def test_parts_of_models_are_no_models(world, tmp_path):
+    """A projector's folder in a language model's place, and flags that no tower takes."""
+    train(stage1(world, tmp_path / "a", max_steps=1))
+    flags = stage2(world, tmp_path / "b", model_name_or_path=tmp_path / "a")
+    with pytest.raises(UsageError, match="as --pretrain_mm_mlp_adapter"):
+        train(flags)
+    with pytest.raises(UsageError, match="no diffusion tower"):
+        train(stage1(world, tmp_path / "c", img_size=512))
+
+
+def test_nested_values_of_a_file(world, tmp_path):
+    """Lists of lists and mappings arrive as JSON."""
+    path = tmp_path / "flags.yaml"
+    path.write_text(
+        "image_grid_pinpoints: [[32, 64], [64, 32]]\nimage_aspect_ratio: anyres\n"
+        "gradient_checkpointing_kwargs: {use_reentrant: false}\n"
+    )
+    _, data, training = parse(["--config", str(path), *stage1(world, tmp_path)])
+    assert json.loads(data.image_grid_pinpoints) == [[32, 64], [64, 32]]
+    assert training.gradient_checkpointing_kwargs == {"use_reentrant": False}
