@@ -18,7 +18,7 @@ from llava.data.survey import Survey, survey
 from llava.errors import LawError, UsageError
 from llava.files import ensure_writable
 from llava.log import get_logger
-from llava.model.checkpoint_layout import LORA, STAGE1, TEXT, Checkpoint
+from llava.model.checkpoint_layout import LLAVA, LORA, STAGE1, TEXT, Checkpoint
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
 from llava.model.representation import DIFFUSION
@@ -78,10 +78,25 @@ def check_model(arguments: Arguments) -> None:
             f"--model_name_or_path {model.model_name_or_path} holds a {found.kind} and no language "
             "model; give the language model, and a projector as --pretrain_mm_mlp_adapter"
         )
+    if found.kind == LLAVA:
+        _inherit(arguments, found.config)
     if training.a_score and found.kind == TEXT and not model.pretrain_mm_mlp_adapter:
         raise UsageError(
             "--a_score scores a trained projector; --pretrain_mm_mlp_adapter is missing"
         )
+
+
+def _inherit(arguments: Arguments, config: dict[str, Any]) -> None:
+    """A LLaVA that is trained on sees as it did; what the flags change is said."""
+    model, data, _ = arguments
+    if model.mm_vision_select_layer is None:
+        model.mm_vision_select_layer = config.get("mm_vision_select_layer")
+    if model.mm_vision_geometry is None:
+        model.mm_vision_geometry = config.get("mm_vision_geometry") or "own"
+    for group, name in ((data, "image_aspect_ratio"), (model, "mm_vision_select_feature")):
+        before, now = config.get(name), getattr(group, name)
+        if before is not None and before != now:
+            logger.warning("--%s %s: the model was trained with %s", name, now, before)
 
 
 def representation_of(model: ModelArguments) -> Representation | None:

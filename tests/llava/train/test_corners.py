@@ -126,3 +126,14 @@ def test_nested_values_of_a_file(world, tmp_path):
     _, data, training = parse(["--config", str(path), *stage1(world, tmp_path)])
     assert json.loads(data.image_grid_pinpoints) == [[32, 64], [64, 32]]
     assert training.gradient_checkpointing_kwargs == {"use_reentrant": False}
+
+
+def test_a_llava_sees_on_as_it_did(world, tmp_path, law_log):
+    """The layer is that of the checkpoint unless asked for; another aspect ratio is said."""
+    flags = {"mm_vision_select_layer": -1, "image_aspect_ratio": "pad", "max_steps": 1}
+    train(stage2(world, tmp_path / "a", **flags))
+    again = {"model_name_or_path": tmp_path / "a", "max_steps": 1}
+    train(stage2(world, tmp_path / "b", **again))
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["mm_vision_select_layer"] == -1
+    assert any("image_aspect_ratio square: the model was trained with pad" in x for x in law_log)
