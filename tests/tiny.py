@@ -4,7 +4,9 @@ import numpy as np
 from PIL import Image
 from tiny_world.encoders import DEPTH, DIM, IMAGENET, PATCH, SIDE, save_encoder
 
-__all__ = ["DEPTH", "DIM", "IMAGENET", "PATCH", "SIDE", "picture", "save_encoder"]
+__all__ = ["DEPTH", "DIM", "HALF", "IMAGENET", "PATCH", "SIDE", "picture", "save_encoder"]
+
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -16,9 +16,9 @@ from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.registry import parse_replacements
 
 
-def parser(prog: str = "law chat") -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     """LLaVA's flags and ours; words are joined by `-` or `_`."""
-    made = argparse.ArgumentParser(prog=prog, description="Ask a trained model about images.")
+    made = argparse.ArgumentParser(prog="law chat", description="Ask a trained model about images.")
     made.add_argument(
         "--model-path",
         "--model_path",
@@ -50,9 +50,9 @@ def parser(prog: str = "law chat") -> argparse.ArgumentParser:
     return made
 
 
-def main(argv: Sequence[str], prog: str = "law chat") -> None:
+def main(argv: Sequence[str]) -> None:
     """Answers --query, or lines of stdin until it ends."""
-    arguments = parser(prog).parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.temperature < 0:
         raise UsageError(f"--temperature {arguments.temperature}: expected 0 or more")
     names = [name for given in arguments.image_file for name in given.split(arguments.sep)]

@@ -237,7 +237,8 @@ def parse(argv: list[str]) -> Arguments:
     unknown = [text for text in rest[0] if text.startswith("-")] or rest[0]
     if unknown:
         known = {option for action in parser._actions for option in action.option_strings}
-        raise UsageError(unknown_name("flag", unknown[0].partition("=")[0], sorted(known)))
+        wrong = unknown_name("flag", unknown[0].partition("=")[0], sorted(known))
+        raise UsageError(f"{wrong} (`law train --help` lists them)")
     training._stage1 = model.tune_mm_mlp_adapter
     if training.a_score and training.deepspeed:
         raise UsageError(

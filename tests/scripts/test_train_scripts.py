@@ -100,6 +100,15 @@ def test_global_batch(call, script, gpus):
     assert Path(value(flags, "--deepspeed")).is_file()
 
 
+def test_visible_gpus(call):
+    """Those that CUDA_VISIBLE_DEVICES leaves, and none where it is empty."""
+    script = "scripts/v1_5/train/pretrain.sh"
+    for visible, processes in (("0,3", "2"), ("", "1"), ("5", "1")):
+        torchrun, flags = split(call(script, gpus=8, CUDA_VISIBLE_DEVICES=visible))
+        assert torchrun[1] == processes
+        assert ("--bf16" in flags) == bool(visible)
+
+
 def test_plain_ddp(call):
     """ZERO=none leaves DeepSpeed out, and another file takes its place."""
     _, flags = split(call("scripts/v1_5/train/finetune.sh", gpus=8, ZERO="none"))

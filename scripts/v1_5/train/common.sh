@@ -23,7 +23,9 @@ need() {
 }
 
 count_gpus() {
-  if command -v nvidia-smi > /dev/null 2>&1; then
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c . || true
+  elif command -v nvidia-smi > /dev/null 2>&1; then
     nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true
   else
     echo 0
