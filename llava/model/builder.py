@@ -114,14 +114,19 @@ def load_llava(
             "load_pretrained_model with a model_base"
         )
     if checkpoint.kind == CONVERTED:
-        fields = converted.llava_config(checkpoint)
         options["key_mapping"] = converted.KEYS
-    else:
-        fields = dict(checkpoint.config)
-    model = _model(path, fields | dict(changes or {}), projector_follows, options)
+    fields = config_fields(checkpoint) | dict(changes or {})
+    model = _model(path, fields, projector_follows, options)
     if checkpoint.kind == CONVERTED:
         model._weight_conversions = None  # saved under LLaVA's keys
     return model
+
+
+def config_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of a model's config, as LLaVA calls them."""
+    if checkpoint.kind == CONVERTED:
+        return converted.llava_config(checkpoint)
+    return dict(checkpoint.config)
 
 
 def llava_config(fields: Mapping[str, Any]) -> tuple[PretrainedConfig, type]:

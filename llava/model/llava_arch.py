@@ -25,7 +25,7 @@ from llava.model.loss import token_losses
 from llava.model.multimodal_encoder.anyres import Size
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.representation import frame_of_config, record
+from llava.model.representation import difference, frame_of_config, record
 from llava.model.saving import NEWLINE, load_projector
 from llava.model.segments import SEGMENTS, boundaries_as_mask
 from llava.model.splice import Plan, plan
@@ -110,7 +110,7 @@ class LlavaCausalLM:
     ) -> None:
         """Gives the model the tower and projector that LLaVA's model arguments name.
 
-        A projector that the model has already, of the same type and width, is kept;
+        A projector that the model has already, of the same type and representation, is kept;
         `pretrain_mm_mlp_adapter` is then read into it. `dtype` is the tower's. Everything is
         written into the config. (`fsdp` is LLaVA's, without effect.)
         """
@@ -125,14 +125,18 @@ class LlavaCausalLM:
                 replace=parse_replacements(getattr(model_args, "tower_alias", None) or []),
             )
         kind = getattr(model_args, "mm_projector_type", None) or "linear"
-        before = (getattr(config, "mm_projector_type", None), getattr(config, "mm_hidden_size", 0))
+        before = config.to_dict()
         record(config, representation, getattr(model_args, "mm_vision_geometry", None))
         config.use_mm_proj = True
         config.mm_projector_type = kind
         config.mm_patch_merge_type = getattr(model_args, "mm_patch_merge_type", None) or "flat"
         if frame is None:
             frame = frame_of_config(config, representation)
-        if self.mm_projector is None or before != (kind, config.mm_hidden_size):
+        same = (before.get("mm_projector_type"), before.get("mm_hidden_size")) == (
+            kind,
+            config.mm_hidden_size,
+        )
+        if self.mm_projector is None or not same or difference(before, config):
             self._add_projector()
         self._add_newline()
         self._place_projector()

@@ -14,7 +14,7 @@ from llava.errors import LawError, UsageError, unknown_name
 from llava.model.multimodal_encoder.pretrained import folder_digest
 from llava.model.multimodal_encoder.processor import frame_of
 from llava.model.multimodal_encoder.registry import Representation, resolve
-from llava.model.multimodal_encoder.spec import TowerSpec
+from llava.model.multimodal_encoder.spec import WHERE_FROM, TowerSpec
 
 DIFFUSION = ("up_ft_index", "t", "prompt", "ensemble_size", "img_size")
 """Fields that published configs hold for diffusion towers."""
@@ -85,6 +85,46 @@ def record(config: Any, representation: Representation, geometry: str | None = N
             setattr(config, name, value)
     if any(part.up_ft_index is not None for part in representation.parts):
         config.img_size = next(p.size for p in representation.parts if p.up_ft_index is not None)
+
+
+def difference(recorded: Mapping[str, Any], config: Any, but_layer: bool = False) -> str:
+    """What the towers of a config's fields and of another config differ in, in words.
+
+    Empty where a projector of the one fits the other; which folder or hub id the weights are read
+    from is no difference, and with `but_layer` the layer is none.
+    """
+    name, own = recorded.get("mm_vision_tower"), getattr(config, "mm_vision_tower", None)
+    if not name or not own:
+        return ""
+    theirs = recorded.get("mm_vision_specs") or []
+    ours = getattr(config, "mm_vision_specs", None) or []
+    if not _same_names(name, own, theirs, ours):
+        return f"was trained with {name}, and this model has {own}"
+    for field in ("mm_vision_select_layer", "mm_vision_select_feature"):
+        counts = field in recorded and not (but_layer and field == "mm_vision_select_layer")
+        if counts and recorded[field] != getattr(config, field, recorded[field]):
+            return f"was trained with {field} {recorded[field]}, here {getattr(config, field)}"
+    aside = {"layer"} if but_layer else set()
+    for before, now in zip(theirs, ours, strict=False):  # one may name none
+        for field in sorted((set(before) & set(now)) - aside):
+            counts = field not in WHERE_FROM or (field == "digest" and before[field] and now[field])
+            if counts and before[field] != now[field]:
+                return f"was trained with {now['id']} at {field} {before[field]}, here {now[field]}"
+    return ""
+
+
+def _same_names(name: str, own: str, theirs: Sequence[Mapping], ours: Sequence[Mapping]) -> bool:
+    """Whether two representations' towers are called the same, or hold the same weights.
+
+    The last part of a name is enough, since a hub id may lie in a folder.
+    """
+    if not theirs or not ours:
+        return Path(name).name == Path(own).name
+    return len(theirs) == len(ours) and all(
+        Path(before["id"]).name == Path(now["id"]).name
+        or (before.get("digest") and before["digest"] == now.get("digest"))
+        for before, now in zip(theirs, ours, strict=True)
+    )
 
 
 def _check_used(replacements: Mapping[str, str], ids: Sequence[str]) -> None:

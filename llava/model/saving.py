@@ -22,7 +22,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.errors import LawError, UsageError
 from llava.files import write_bytes, write_json
-from llava.model.multimodal_encoder.spec import WHERE_FROM
+from llava.model.representation import difference
 
 PROJECTOR = "mm_projector"
 NEWLINE = "image_newline"
@@ -206,37 +206,12 @@ def _misfit(path: Path, key: str, given: torch.Tensor, own: torch.Tensor, config
 
 
 def _check_tower(path: Path, beside: Mapping[str, Any], config: Any) -> None:
-    """Raises LawError where the config beside a projector is of another representation."""
-    name, own = beside.get("mm_vision_tower"), getattr(config, "mm_vision_tower", None)
-    if not name or not own:
-        return
-    said = ""
-    if Path(name).name != Path(own).name:
-        said = f"was trained with {name}, and this model has {own}"
-    else:
-        for field in ("mm_vision_select_layer", "mm_vision_select_feature"):
-            if field in beside and beside[field] != getattr(config, field, beside[field]):
-                said = f"was trained with {field} {beside[field]}, here {getattr(config, field)}"
-    ours, theirs = getattr(config, "mm_vision_specs", None), beside.get("mm_vision_specs")
-    if not said and ours and theirs:
-        said = _differing(theirs, ours)
-    if said:
+    """Raises UsageError where the config beside a projector is of another representation."""
+    if said := difference(beside, config):
         raise UsageError(
             f"{path} {said}; take the projector of this representation (or, if it is the same "
             "under another name, a copy of the file without the config.json beside it)"
         )
-
-
-def _differing(theirs: list[dict], ours: list[dict]) -> str:
-    """What two lists of specs differ in that features depend on, in words; empty if nothing."""
-    if len(theirs) != len(ours):
-        return f"was trained with {len(theirs)} towers, and this model has {len(ours)}"
-    for before, now in zip(theirs, ours, strict=True):
-        for field in sorted(set(before) & set(now)):
-            counts = field not in WHERE_FROM or (field == "digest" and before[field] and now[field])
-            if counts and before[field] != now[field]:
-                return f"was trained with {now['id']} at {field} {before[field]}, here {now[field]}"
-    return ""
 
 
 @contextlib.contextmanager

@@ -275,6 +275,8 @@ def validate(model: ModelArguments, data: DataArguments, training: TrainingArgum
         raise UsageError("--image_folder is missing: the folder that image paths start at")
     if model.tune_mm_mlp_adapter and not model.vision_tower:
         raise UsageError("--tune_mm_mlp_adapter trains a projector; --vision_tower is missing")
+    if training.a_score and not model.vision_tower:
+        raise UsageError("--a_score scores a projector; --vision_tower is missing")
     if model.tune_mm_mlp_adapter and training.lora_enable:
         raise UsageError("--tune_mm_mlp_adapter (stage 1) and --lora_enable (stage 2): take one")
     if model.tune_mm_mlp_adapter and training.freeze_mm_mlp_adapter:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -18,10 +19,11 @@ from llava.data.survey import Survey, survey
 from llava.errors import LawError, UsageError
 from llava.files import ensure_writable
 from llava.log import get_logger
-from llava.model.checkpoint_layout import LLAVA, LORA, STAGE1, TEXT, Checkpoint
+from llava.model.builder import config_fields
+from llava.model.checkpoint_layout import CONVERTED, LLAVA, LORA, STAGE1, Checkpoint
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
-from llava.model.representation import DIFFUSION
+from llava.model.representation import DIFFUSION, difference, record
 from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
 from llava.train.model import build_model, frame, projector_type, tokens_per_image
@@ -78,25 +80,50 @@ def check_model(arguments: Arguments) -> None:
             f"--model_name_or_path {model.model_name_or_path} holds a {found.kind} and no language "
             "model; give the language model, and a projector as --pretrain_mm_mlp_adapter"
         )
-    if found.kind == LLAVA:
-        _inherit(arguments, found.config)
-    if training.a_score and found.kind == TEXT and not model.pretrain_mm_mlp_adapter:
+    keeps = found.kind in (LLAVA, CONVERTED) and _inherit(arguments, config_fields(found))
+    if training.a_score and not keeps and not model.pretrain_mm_mlp_adapter:
         raise UsageError(
             "--a_score scores a trained projector; --pretrain_mm_mlp_adapter is missing"
         )
 
 
-def _inherit(arguments: Arguments, config: dict[str, Any]) -> None:
-    """A LLaVA that is trained on sees as it did; what the flags change is said."""
+def _inherit(arguments: Arguments, config: dict[str, Any]) -> bool:
+    """Whether a LLaVA that is trained on keeps its projector, which is where its towers stay.
+
+    It then sees as it did. What the flags change is said.
+    """
     model, data, _ = arguments
-    if model.mm_vision_select_layer is None:
+    before, now = config.get("image_aspect_ratio"), data.image_aspect_ratio
+    if before is not None and before != now:
+        logger.warning("--image_aspect_ratio %s: the model was trained with %s", now, before)
+    if not model.vision_tower:
+        return False
+    if model.mm_vision_select_layer is None and _is_of_another_layer(model, config):
         model.mm_vision_select_layer = config.get("mm_vision_select_layer")
-    if model.mm_vision_geometry is None:
+    said = difference(config, _recorded(model))
+    if not said and model.mm_vision_geometry is None:
         model.mm_vision_geometry = config.get("mm_vision_geometry") or "own"
-    for group, name in ((data, "image_aspect_ratio"), (model, "mm_vision_select_feature")):
-        before, now = config.get(name), getattr(group, name)
-        if before is not None and before != now:
-            logger.warning("--%s %s: the model was trained with %s", name, now, before)
+    kind, asked = config.get("mm_projector_type"), model.mm_projector_type
+    if asked not in (None, kind):
+        said = said or f"has a projector of type {kind}, and --mm_projector_type is {asked}"
+    if said and not model.pretrain_mm_mlp_adapter:
+        logger.warning(
+            "%s %s; its projector is not kept and starts anew", model.model_name_or_path, said
+        )
+    return not said
+
+
+def _is_of_another_layer(model: ModelArguments, config: dict[str, Any]) -> bool:
+    """Whether a config's towers are those of the flags, read at another layer."""
+    now = _recorded(model)
+    return bool(difference(config, now)) and not difference(config, now, but_layer=True)
+
+
+def _recorded(model: ModelArguments) -> SimpleNamespace:
+    """What the config of a model with the flags' towers will say of them."""
+    config = SimpleNamespace()
+    record(config, representation_of(model), model.mm_vision_geometry)
+    return config
 
 
 def representation_of(model: ModelArguments) -> Representation | None:

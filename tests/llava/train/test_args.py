@@ -89,6 +89,7 @@ def test_refused(flags):
         (BASE[:2], "--data_path is missing"),
         ([*BASE, "--vision_tower", "clip"], "--image_folder is missing"),
         ([*BASE, "--tune_mm_mlp_adapter", "True"], "--vision_tower is missing"),
+        ([*BASE, "--a_score", "True"], "--vision_tower is missing"),
     ],
 )
 def test_missing(flags, says):

@@ -1,10 +1,12 @@
 """Combinations that went wrong once."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from world import losses, stage1, stage2
 
 from llava.errors import LawError, UsageError
@@ -137,3 +139,73 @@ def test_a_llava_sees_on_as_it_did(world, tmp_path, law_log):
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     assert config["mm_vision_select_layer"] == -1
     assert any("image_aspect_ratio square: the model was trained with pad" in x for x in law_log)
+
+
+@pytest.fixture(scope="module")
+def llava(world, tmp_path_factory):
+    """A LLaVA of a single tower, whose geometry so is `own`."""
+    output = tmp_path_factory.mktemp("llava")
+    train(stage2(world, output, max_steps=1, mm_vision_select_layer=-1))
+    return output
+
+
+def projector(folder):
+    """The projector in a stage-2 folder."""
+    state = load_file(folder / "model.safetensors")
+    return {name: tensor for name, tensor in state.items() if "mm_projector" in name}
+
+
+OTHERS = {
+    "dinov2": ("was trained with .*clip, and this model has .*dinov2", -2, "own"),
+    "clip+dinov2": ("was trained with .*clip, and this model has .*clip.*dinov2", -2, "shared"),
+    "dinov2+clip": ("was trained with .*clip, and this model has .*dinov2.*clip", -2, "shared"),
+}
+
+
+@pytest.mark.parametrize("towers", OTHERS)
+def test_a_llava_of_other_towers(world, tmp_path, llava, towers, law_log):
+    """Hands on neither layer nor geometry nor projector, even one of the same width."""
+    says, layer, geometry = OTHERS[towers]
+    tower = "+".join(str(world / name) for name in towers.split("+"))
+    flags = {"model_name_or_path": llava, "vision_tower": tower, "learning_rate": 0.0}
+    train(stage2(world, tmp_path, max_steps=1, **flags))
+    (said,) = (line for line in law_log if "starts anew" in line)
+    assert re.search(says, said)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["mm_vision_select_layer"], config["mm_vision_geometry"]) == (layer, geometry)
+    before, now = projector(llava), projector(tmp_path)
+    assert before.keys() == now.keys()
+    assert not torch.equal(*(p["model.mm_projector.2.weight"] for p in (before, now)))
+
+
+@pytest.mark.parametrize(
+    "flags", [{"mm_vision_select_layer": -2}, {"mm_projector_type": "linear"}], ids=str
+)
+def test_a_llava_read_otherwise(world, tmp_path, llava, flags, law_log):
+    """Another layer or projector asked for: the old projector is of no use, which is said."""
+    flags = {**flags, "learning_rate": 0.0, "max_steps": 1}
+    train(stage2(world, tmp_path, model_name_or_path=llava, **flags))
+    assert any("not kept and starts anew" in line for line in law_log)
+    before, now = projector(llava), projector(tmp_path)
+    assert not any(torch.equal(before[name], now[name]) for name in before if name in now)
+
+
+def test_a_score_of_a_llava(world, tmp_path, llava):
+    """Its own projector is scored where the towers are its own; else one has to be given."""
+    flags = {"a_score": True, "a_score_samples": 5, "model_name_or_path": llava}
+    train(stage1(world, tmp_path / "own", **flags))
+    assert (tmp_path / "own" / "a_score.json").is_file()
+    with pytest.raises(UsageError, match="--pretrain_mm_mlp_adapter is missing"):
+        train(stage1(world, tmp_path / "other", vision_tower=world / "dinov2", **flags))
+
+
+def test_combined_towers_keep_their_geometry(world, tmp_path, law_log):
+    """`own` goes on from run to run, and so does the projector."""
+    pair = f"{world / 'clip'}+{world / 'dinov2'}"
+    flags = {"vision_tower": pair, "max_steps": 1, "learning_rate": 0.0}
+    train(stage2(world, tmp_path / "a", mm_vision_geometry="own", **flags))
+    train(stage2(world, tmp_path / "b", model_name_or_path=tmp_path / "a", **flags))
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["mm_vision_geometry"] == "own"
+    before, now = projector(tmp_path / "a"), projector(tmp_path / "b")
+    assert all(torch.equal(tensor, now[name]) for name, tensor in before.items())
+    assert not any("starts anew" in line for line in law_log)
