@@ -53,15 +53,11 @@ def test_option_names():
 
 @pytest.mark.parametrize("name", README_OPTIONS)
 def test_options_resolve(name):
-    """Feed-forward options to their tower; a diffusion option says what is missing."""
+    """To their tower, at the published size under protocol `paper`."""
     option = options()[name]
-    if name in ("CLIP", "OPENCLIP", "DINOv2", "SigLIP"):
-        assert representation(name).name == option.tower
-        assert representation(option.suffix).name == option.tower
-        assert representation(name, "paper").parts[0].size == option.paper_size
-    else:
-        with pytest.raises(UsageError, match="is a diffusion model"):
-            representation(name)
+    assert representation(name).name == option.tower
+    assert representation(option.suffix).name == option.tower
+    assert representation(name, "paper").parts[0].size == option.paper_size
 
 
 def test_protocols():

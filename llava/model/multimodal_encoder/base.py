@@ -5,6 +5,7 @@ Letters in shapes: B images, N tokens, C channels, H x W grid, S side of the inp
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,16 @@ from torch import nn
 
 from llava.model.multimodal_encoder.preprocess import check_frame, pixels
 from llava.model.multimodal_encoder.spec import TowerSpec
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a tower takes."""
+
+    parameters: int
+    """Those that are kept."""
+    flops: float
+    """Of one image, 2 per multiplication and addition."""
 
 
 class VisionTower(nn.Module, ABC):
@@ -47,6 +58,17 @@ class VisionTower(nn.Module, ABC):
 
         A tower whose features rest on noise or a prompt takes these as `given`, by name.
         """
+
+    @classmethod
+    def cost(cls, spec: TowerSpec) -> Cost:
+        """What a tower of this spec takes, without making it.
+
+        Here of a vision transformer up to the block that is read: 12 dim^2 parameters a block and 2
+        FLOPs for each of them and token. A tower of another kind overrides it.
+        """
+        parameters = 12 * spec.dim**2 * spec.block + 3 * spec.patch**2 * spec.dim
+        rows, columns = spec.grid
+        return Cost(parameters, 2.0 * parameters * (rows * columns + 1))
 
     @property
     def source(self) -> str:

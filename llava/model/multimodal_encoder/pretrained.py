@@ -1,4 +1,4 @@
-"""Specs of towers that no table lists: read from the config of a local folder or a hub id."""
+"""Specs of towers that no table lists: read from the configs of a local folder or a hub id."""
 
 import functools
 import hashlib
@@ -9,6 +9,7 @@ from typing import Any
 
 from llava.errors import LawError, UnknownNameError, UsageError, nearest
 from llava.log import get_logger
+from llava.model.multimodal_encoder.diffusion import facts as diffusion
 from llava.model.multimodal_encoder.known import names_of
 from llava.model.multimodal_encoder.spec import Family, TowerSpec
 
@@ -20,19 +21,24 @@ INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def read_spec(source: str, families: Mapping[str, Family]) -> TowerSpec:
-    """The spec of a local folder or hub id, from config.json and preprocessor_config.json.
+    """The spec of a local folder or hub id, from its configs.
 
+    A model of diffusers has model_index.json, others config.json and preprocessor_config.json.
     Raises UsageError where there is no such thing, or where its config is of no known family.
     """
     known = [name for family in families.values() for name in names_of(family)]
-    config = _read(source, "config.json", known)
-    family = _family_of(source, config, families)
+    config, index = _configs(source, known)
+    family = _family_of(source, index or config, families)
     facts = {
         **{k: tuple(v) if isinstance(v, list) else v for k, v in family.defaults.items()},
         "id": source,
         "family": family.name,
     }
-    if family.name == "timm":
+    if index is not None:
+        facts |= diffusion.facts_of(
+            source, index, family.defaults, lambda name: _required(source, name)
+        )
+    elif family.name == "timm":
         from llava.model.multimodal_encoder.timm_tower import facts_of
 
         facts |= facts_of(source, config)
@@ -50,18 +56,36 @@ def read_spec(source: str, families: Mapping[str, Family]) -> TowerSpec:
 def folder_digest(folder: str) -> str:
     """SHA-256 over config and weight files of a local folder, so that it may move but not change.
 
-    Every weight file counts, whichever of them the model's class takes. Raises LawError for a
-    folder without one.
+    Every weight file counts, whichever of them the model's class takes; of a diffusers folder those
+    that a tower reads. Raises LawError for a folder without one.
     """
     path = Path(folder)
+    if (path / diffusion.INDEX).is_file():
+        files = diffusion.files_of(path, _required(folder, diffusion.INDEX))
+        contents = _digest(_stamps(files)).encode()
+        return hashlib.sha256(diffusion.names_digest(path, files) + contents).hexdigest()
     weights = sorted({found for pattern in WEIGHTS for found in path.glob(pattern)})
     if not weights:
         raise LawError(
             f"{folder}: holds no {' or '.join(WEIGHTS)}; expected a folder as save_pretrained "
             "writes it"
         )
-    files = [path / "config.json", *weights, *sorted(path.glob("*.index.json"))]
-    return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+    return _digest(_stamps([path / "config.json", *weights, *sorted(path.glob("*.index.json"))]))
+
+
+def _stamps(files: list[Path]) -> tuple[tuple[str, int, int], ...]:
+    return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+
+
+def unread(tower_id: str, source: str, error: Exception) -> str:
+    """Why weights cannot be read and what to do: mend a folder, or fetch a hub id."""
+    said = f"the weights of {source} cannot be read: {first_line(error)}"
+    if Path(source).is_dir():
+        return f"{said}; expected a folder as save_pretrained writes it"
+    return (
+        f"{said}. Fetch them with `hf download {source}` where there is a network, or name a local "
+        f"folder by --tower-alias {tower_id}=FOLDER"
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -79,15 +103,34 @@ def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
     return total.hexdigest()
 
 
+def _configs(source: str, known: list[str]) -> tuple[dict, dict | None]:
+    """(config.json, None), or ({}, model_index.json) of a model of diffusers."""
+    if Path(source).is_dir():
+        if (Path(source) / diffusion.INDEX).is_file():
+            return {}, _required(source, diffusion.INDEX)
+        return _read(source, "config.json", known), None
+    try:
+        return _read(source, "config.json", known), None
+    except UsageError:  # it has none, or cannot be reached
+        index = _read(source, diffusion.INDEX, ())
+        if index is None:
+            raise
+        return {}, index
+
+
 def _family_of(source: str, config: dict, families: Mapping[str, Family]) -> Family:
-    kind = config.get("model_type") or ("timm" if "pretrained_cfg" in config else "")
+    said, kind = "config.json has model_type", config.get("model_type")
+    if "_class_name" in config:
+        said, kind = f"{diffusion.INDEX} has _class_name", config["_class_name"]
+    elif "pretrained_cfg" in config:
+        kind = kind or "timm"
     for family in families.values():
         if kind in family.model_types:
             return family
     supported = sorted(kind for family in families.values() for kind in family.model_types)
     raise UsageError(
-        f"{source}: its config.json has model_type '{kind or 'none'}', which is no vision tower "
-        f"here; supported: {', '.join(supported)}"
+        f"{source}: its {said} '{kind or 'none'}', which is no vision tower here; supported: "
+        + ", ".join(supported)
     )
 
 
@@ -224,6 +267,14 @@ def _read(source: str, name: str, known: list[str] | tuple) -> dict | None:
     if not isinstance(value, dict):
         raise LawError(f"{path}: expected a JSON object")
     return value
+
+
+def _required(source: str, name: str) -> dict:
+    """A JSON file that has to be there; LawError where it is not."""
+    found = _read(source, name, ())
+    if found is None:
+        raise LawError(f"{source}: holds no {name}; expected a folder as diffusers saves it")
+    return found
 
 
 def _download(source: str, name: str, known: list[str] | tuple) -> str | None:

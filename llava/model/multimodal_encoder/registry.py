@@ -18,6 +18,7 @@ from pathlib import Path
 from llava import catalog
 from llava.config import to_plain
 from llava.errors import UnknownNameError, UsageError, unknown_name
+from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.known import families, towers
 from llava.model.multimodal_encoder.pretrained import read_spec
 from llava.model.multimodal_encoder.spec import Select, TowerSpec
@@ -85,10 +86,12 @@ def resolve(
     grid_align: str = "",
     replace: Mapping[str, str] | None = None,
     sizes: Mapping[str, int] | None = None,
+    diffusion: DiffusionOptions | None = None,
 ) -> Representation:
     """The representation that `name` (or a list of names, joined) stands for.
 
-    `select` and `layer` override every part's own. `replace` maps a tower's id to the folder or id
+    `select` and `layer` override every part's own; a diffusion tower's layer is among its options,
+    `diffusion`, instead. `replace` maps a tower's id to the folder or id
     that its weights are read from, `sizes` to the size that counts as its own. Raises
     UnknownNameError for a name that is none, with the nearest one, UsageError for parts that do not
     go together.
@@ -110,6 +113,12 @@ def resolve(
         _with_size(spec, (sizes or {}).get(known) if spec.flexible else None)
         for spec, (known, _) in zip(own, asked, strict=True)
     ]
+    diffusion = diffusion or DiffusionOptions()
+    own = diffusion.applied(own)
+    asked = [
+        (known, diffusion.img_size if size is None and spec.t is not None else size)
+        for spec, (known, size) in zip(own, asked, strict=True)
+    ]
     specs = [_with_size(spec, size) for spec, (_, size) in zip(own, asked, strict=True)]
     specs = _settle_grids(specs, [size is not None for _, size in asked], join, grid_align)
     usual = _usual_sizes(own, join, grid_align)
@@ -125,10 +134,6 @@ def spec_of(known: str, replace: Mapping[str, str] | None = None) -> TowerSpec:
     source = (replace or {}).get(known, known)
     if source in towers() and not Path(source).is_dir():
         spec = towers()[source]
-    elif source in catalog.representations() and not Path(source).is_dir():
-        raise UsageError(
-            f"{source} is a diffusion model, and this version has feed-forward towers only"
-        )
     else:
         spec = read_spec(source, families())
     if source != known:

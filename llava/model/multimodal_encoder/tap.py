@@ -15,10 +15,10 @@ class _Reached(Exception):  # noqa: N818  it is no error: the pass ends here by 
         self.output, self.token = output, token
 
 
-def tap(module: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
+def tap(module: nn.Module, run: Callable[[], Any], item: int = 0) -> torch.Tensor:
     """What `module` gives while `run()` is under way; nothing after it is computed.
 
-    Where it gives a tuple, its first item. Raises RuntimeError if `run()` never gets there.
+    Where it gives a tuple, one `item` of it. Raises RuntimeError if `run()` never gets there.
     """
 
     token = object()
@@ -37,4 +37,4 @@ def tap(module: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
         raise RuntimeError(f"{type(module).__name__} was not reached by the pass it is tapped in")
     finally:
         handle.remove()
-    return output[0] if isinstance(output, tuple | list) else output
+    return output[item] if isinstance(output, tuple | list) else output

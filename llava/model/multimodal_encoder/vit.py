@@ -6,7 +6,6 @@ A tower's tokens equal `hidden_states[spec.block]` of its model; no final norm i
 import contextlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from llava.errors import LawError
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.known import check_packages
-from llava.model.multimodal_encoder.pretrained import first_line
+from llava.model.multimodal_encoder.pretrained import first_line, unread
 from llava.model.multimodal_encoder.tap import tap
 
 
@@ -68,24 +67,13 @@ class TransformersTower(VisionTower):
                     self.source, dtype=self.dtype, output_loading_info=True
                 )
         except Exception as error:  # OSError, UnpicklingError, SafetensorError, KeyError, ...
-            raise LawError(
-                f"the weights of {self.source} cannot be read: {self._why(error)}"
-            ) from error
+            raise LawError(unread(self.spec.id, self.source, error)) from error
         if found["missing_keys"]:
             raise LawError(
                 f"{self.source}: {len(found['missing_keys'])} weights are missing, such as "
                 f"{sorted(found['missing_keys'])[0]}; expected a whole {model_class.__name__}"
             )
         return getattr(model, "vision_model", model)
-
-    def _why(self, error: Exception) -> str:
-        """What went wrong and what to do: a folder is to be mended, a hub id to be fetched."""
-        if Path(self.source).is_dir():
-            return f"{first_line(error)}; expected a folder as save_pretrained writes it"
-        return (
-            f"{first_line(error)}. Fetch them with `hf download {self.source}` where there is a "
-            f"network, or name a local folder by --tower-alias {self.spec.id}=FOLDER"
-        )
 
     def _model_type(self) -> str:
         """Which of the family's models it is; a family of one kind need not look."""

@@ -62,21 +62,19 @@ def test_full_name(name, full):
 
 
 def test_every_paper_setting_parses():
-    """All 13 settings parse to known ids; feed-forward ones resolve at the paper's resolution."""
+    """All 13 settings parse to known ids and resolve at the paper's resolution (Table 2)."""
     for entry in catalog.representations().values():
         ids = [known for known, _ in registry._parts(entry.id)]
         assert ".".join(ids) == entry.id
-        if entry.family != "diffusion":
-            found = resolve(entry.display)
-            assert found.name == entry.id
-            assert {part.size for part in found.parts} == {entry.resolution}
+        found = resolve(entry.display)
+        assert found.name == entry.id
+        assert {part.size for part in found.parts} == {entry.resolution}
 
 
 def test_a_dot_inside_an_id():
     """The name that a split on dots tears apart."""
     assert registry._parts(f"{SDXL}.{CLIP336}") == [(SDXL, None), (CLIP336, None)]
-    with pytest.raises(UsageError, match="is a diffusion model"):
-        resolve(SDXL)
+    assert resolve(f"{SDXL}.{CLIP336}").grid == (24, 24)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +282,8 @@ def test_facts(spec):
     assert rows == columns > 1
     assert spec.family in known.families()
     assert all(0 < value < 1 for value in (*spec.mean, *spec.std))
-    assert spec.block == spec.depth - 1
+    read = spec.depth - 1 if spec.t is None else spec.up_ft_index % spec.depth + 1
+    assert spec.block == read
     assert sum(other.hash() == spec.hash() for other in known.towers().values()) == 1
     assert dataclasses.replace(spec, layer=spec.block).hash() == spec.hash()
 
