@@ -3,12 +3,14 @@
 Every part is looked at, whatever the others found; problems come together at the end.
 """
 
+import dataclasses
 import json
 import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from llava.data.packing import efficiency, pack
 from llava.data.survey import Survey
 from llava.errors import LawError
 from llava.log import progress
-from llava.model.builder import llava_config
+from llava.model.builder import config_fields, llava_config
 from llava.model.checkpoint_layout import Checkpoint
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.saving import load_projector
@@ -59,9 +61,17 @@ class _Found:
     problems: list[str] = field(default_factory=list)
     representation: Representation | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    added: list[int] = field(default_factory=list)
+    """Ids of image tokens that are new to the tokenizer."""
     dataset: ConversationDataset | None = None
     survey: Survey | None = None
     sizes: Sizes | None = None
+
+    @cached_property
+    def packs(self) -> list[list[int]]:
+        """What --packing makes of the samples."""
+        training = self.arguments[2]
+        return pack(self.survey.tokens, training.model_max_length, training.seed)
 
 
 def main(arguments: Arguments) -> None:
@@ -108,7 +118,7 @@ def _towers(found: _Found) -> Iterator[str]:
 def _data(found: _Found) -> Iterator[str]:
     model, data, training = found.arguments
     found.tokenizer = load_tokenizer(model.model_name_or_path, training.model_max_length)
-    add_image_tokens(found.tokenizer, model)
+    found.added = add_image_tokens(found.tokenizer, model)
     found.dataset, found.survey = examine(found.arguments, found.representation, found.tokenizer)
     survey = found.survey
     yield f"{len(survey.keep)} of {survey.records} records are used"
@@ -179,58 +189,59 @@ def _lengths(found: _Found) -> Iterator[str]:
     )
     share = found.survey.cut / len(tokens)
     yield f"{found.survey.cut} ({100 * share:.2f} %) are cut to the maximum length"
-    packs = pack(tokens, training.model_max_length, training.seed)
     batch = training.per_device_train_batch_size
     order = np.random.default_rng(0).permutation(len(tokens))
     rows = [tokens[order[i : i + batch]] for i in range(0, len(order), batch)]
     padded = sum(int(row.max()) * len(row) for row in rows)
     yield (
         f"random batches of {batch} are {100 * tokens.sum() / padded:.0f} % full; --packing True "
-        f"makes {len(packs)} sequences, "
-        f"{100 * efficiency(packs, tokens, training.model_max_length):.0f} % full"
+        f"makes {len(found.packs)} sequences, "
+        f"{100 * efficiency(found.packs, tokens, training.model_max_length):.0f} % full"
     )
 
 
 def _model(found: _Found) -> Iterator[str]:
     """Language model and projector on the meta device: shapes, no memory."""
     model_arguments, data, training = found.arguments
-    fields = Checkpoint(model_arguments.model_name_or_path).config
-    config, made = llava_config(fields)
+    config, made = llava_config(config_fields(Checkpoint(model_arguments.model_name_or_path)))
     with torch.device("meta"):
         model = made(config)
+        own = model.mm_projector
         if found.representation is not None:
             model.initialize_vision_modules(
-                model_arguments,
+                dataclasses.replace(model_arguments, pretrain_mm_mlp_adapter=None),
                 representation=found.representation,
                 frame=frame(model_arguments, data, found.representation),
                 load_tower=False,
             )
-    if training.lora_enable:
-        yield from _with_adapters(model, training.lora_r)
     stage = 1 if training.stage1 else 2
     trainable(model, stage, model_arguments.freeze_backbone, training.freeze_mm_mlp_adapter)
+    if found.representation is not None and found.tokenizer is not None:
+        model.initialize_vision_tokenizer(model_arguments, found.tokenizer, found.added)
+    adapters = 0
+    if training.lora_enable:
+        adapters = _adapter_parameters(model, training.lora_r)
+        yield f"{'adapters':<14} {adapters:>15,} parameters, all trained"
     trained = 0
     for part in parameter_table(model):
         count = part.trained if not training.lora_enable or part.name == "projector" else 0
         trained += count
         yield f"{part.name:<14} {part.parameters:>15,} parameters, {count:>14,} trained"
-    if training.lora_enable:
-        trained += _adapter_parameters(model, training.lora_r)
     total = sum(p.numel() for p in model.parameters())
     specs = found.representation.parts if found.representation else ()
     found.sizes = Sizes(
-        frozen=max(0, total - trained),
-        trained=trained,
+        frozen=total - trained,
+        trained=trained + adapters,
         tower=sum(tower_parameters(spec) for spec in specs if spec.t is None),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
         tower_tokens=max((math.prod(spec.grid) + 1 for spec in specs), default=0),
     )
-    if model_arguments.pretrain_mm_mlp_adapter:
+    if found.representation is not None and model_arguments.pretrain_mm_mlp_adapter:
         load_projector(model, model_arguments.pretrain_mm_mlp_adapter)
         yield f"{model_arguments.pretrain_mm_mlp_adapter} fits"
-    elif not training.stage1 and found.representation and not fields.get("mm_hidden_size"):
+    elif not training.stage1 and model.mm_projector is not own:
         yield "the projector is new; --pretrain_mm_mlp_adapter gives that of stage 1"
     longest = getattr(config, "max_position_embeddings", training.model_max_length)
     if training.model_max_length > longest:
@@ -250,10 +261,6 @@ def _adapter_parameters(model: nn.Module, rank: int) -> int:
     )
 
 
-def _with_adapters(model: nn.Module, rank: int) -> Iterator[str]:
-    yield f"adapters       {_adapter_parameters(model, rank):>15,} parameters, all trained"
-
-
 def _needs(found: _Found) -> Iterator[str]:
     """Memory, hours and disk."""
     if found.sizes is None or found.survey is None:
@@ -267,18 +274,14 @@ def _needs(found: _Found) -> Iterator[str]:
     yield f"about {_bytes(needed)} on a GPU at {way.processes} process(es): {shown}"
     fitting = [card.name for card in gpus().values() if card.memory * GB > 1.1 * needed]
     yield f"fits into: {', '.join(fitting) or 'none of the known GPUs; take ZeRO-3 or less batch'}"
-    epochs = training.num_train_epochs
+    steps, epochs = _length_of_run(found)
     tokens, images = int(survey.tokens.sum() * epochs), int(_image_count(found) * epochs)
     flops = training_flops(sizes, tokens, images, bool(training.gradient_checkpointing))
     hours = {card.name: gpu_hours(flops, card) for card in gpus().values()}
     yield (
-        f"{flops / TERA:.4g} TFLOP for {epochs:g} epoch(s); GPU hours at 40 % of the peak: "
+        f"{flops / TERA:.4g} TFLOP for {epochs:.3g} epoch(s); GPU hours at 40 % of the peak: "
         + ", ".join(f"{name} {max(value, 0.01):.3g}" for name, value in hours.items())
     )
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    steps = math.ceil(len(survey.keep) * epochs / (batch * way.processes))
-    if training.max_steps > 0:
-        steps = training.max_steps
     every = training.save_steps if training.save_steps >= 1 else training.save_steps * steps
     saves = max(1, steps // max(1, int(every)))
     partial = training.stage1 or training.lora_enable
@@ -295,6 +298,18 @@ def _needs(found: _Found) -> Iterator[str]:
     yield f"begins {'anew' if resumed is None else f'at {resumed}'}"
 
 
+def _length_of_run(found: _Found) -> tuple[int, float]:
+    """Steps, and how many times the data are seen in them."""
+    _, data, training = found.arguments
+    sequences = len(found.packs) if data.packing else len(found.survey.keep)
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    batch *= training.world_size
+    if training.max_steps > 0:
+        return training.max_steps, training.max_steps * batch / sequences
+    epochs = training.num_train_epochs
+    return math.ceil(math.ceil(sequences / batch) * epochs), epochs
+
+
 def _way(found: _Found) -> Way:
     training = found.arguments[2]
     zero: dict = {}
@@ -308,11 +323,17 @@ def _way(found: _Found) -> Way:
         length=int(longest),
         processes=training.world_size,
         zero=int(zero.get("stage", 0)),
-        offload=bool(zero.get("offload_param")),
+        offload_weights=_offloaded(zero, "offload_param"),
+        offload_optimizer=_offloaded(zero, "offload_optimizer"),
         half=training.bf16 or training.fp16,
         checkpointing=bool(training.gradient_checkpointing),
         supervised=min(1.0, float((survey.supervised / survey.tokens).max())),
     )
+
+
+def _offloaded(zero: dict, what: str) -> bool:
+    """Whether DeepSpeed's config puts something into the host's memory, or on its disk."""
+    return (zero.get(what) or {}).get("device", "none") != "none"
 
 
 def _features(found: _Found) -> Iterator[str]:
@@ -329,10 +350,11 @@ def _features(found: _Found) -> Iterator[str]:
     checkpointing = bool(found.arguments[2].gradient_checkpointing)
     whole = training_flops(found.sizes, tokens, images, checkpointing)
     share = images * tower_flops(found.sizes) / whole
-    epochs = found.arguments[2].num_train_epochs
+    _, epochs = _length_of_run(found)
     yield (
         f"{images} images take {_bytes(size)} in 16 bits and save {100 * share:.0f} % of the "
-        f"FLOPs of every epoch; making them costs one epoch's towers, so with {epochs:g} epoch(s) "
+        f"FLOPs of every epoch; making them costs one epoch's towers, so with {epochs:.3g} "
+        "epoch(s) "
         + (
             "they pay"
             if epochs > 1

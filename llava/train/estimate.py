@@ -80,8 +80,10 @@ class Way:
     processes: int = 1
     zero: int = 0
     """DeepSpeed's stage: 0 (none), 2 or 3."""
-    offload: bool = False
-    """Parameters and optimizer in the memory of the host (ZeRO-3)."""
+    offload_weights: bool = False
+    """Weights in the memory of the host (ZeRO-3)."""
+    offload_optimizer: bool = False
+    """The optimizer's states in the memory of the host."""
     half: bool = True
     """Whether bf16 or fp16 is computed in."""
     checkpointing: bool = True
@@ -98,15 +100,14 @@ def memory(sizes: Sizes, way: Way) -> dict[str, float]:
     gradients = sizes.trained * trained_bytes
     optimizer = sizes.trained * (ADAM + (4 if way.zero and way.half else 0))
     shards = way.processes if way.zero >= 2 else 1
-    on_gpu = 0 if way.offload else 1
     tokens = way.batch * way.length
     layer_units = tokens * sizes.hidden * compute / 2
     kept = INPUT_BYTES if way.checkpointing else LAYER_BYTES
     activations = layer_units * (kept * sizes.layers + (LAYER_BYTES if way.checkpointing else 0))
     return {
-        "weights": on_gpu * weights / (way.processes if way.zero == 3 else 1),
+        "weights": 0 if way.offload_weights else weights / (shards if way.zero == 3 else 1),
         "gradients": gradients / shards,
-        "optimizer": on_gpu * optimizer / shards,
+        "optimizer": 0 if way.offload_optimizer else optimizer / shards,
         "tower": sizes.tower * compute,
         "activations": activations,
         "logits": 2 * tokens * way.supervised * sizes.vocabulary * compute,

@@ -35,8 +35,10 @@ def test_memory_of_stage2_under_zero():
     assert two["optimizer"] == pytest.approx(12 * n / 8)
     assert three["weights"] == pytest.approx(2 * n / 8)
     assert three["optimizer"] == two["optimizer"]
-    offloaded = memory(STAGE2, dataclasses.replace(way, zero=3, offload=True))
-    assert offloaded["weights"] == offloaded["optimizer"] == 0
+    states = memory(STAGE2, dataclasses.replace(way, zero=3, offload_optimizer=True))
+    assert states == three | {"optimizer": 0}
+    weights = memory(STAGE2, dataclasses.replace(way, zero=3, offload_weights=True))
+    assert weights == three | {"weights": 0}
 
 
 def test_memory_of_stage1():
