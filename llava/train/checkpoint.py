@@ -161,14 +161,24 @@ def clear_unfinished(output_dir: Path) -> None:
 
 
 def set_aside(output_dir: Path, start: Path | None) -> None:
-    """Renames checkpoints of later steps than `start`: the run will pass these steps anew."""
-    step = int(NAME.fullmatch(start.name)[1]) if start else -1
+    """Renames checkpoints that this run will not have come by: of later steps than `start`.
+
+    All of them where it begins anew (None), or goes on from a checkpoint of another folder: else
+    the next start would take one of the run before for the newest of this one.
+    """
+    own = start is not None and start.parent.resolve() == output_dir.resolve()
+    step = int(NAME.fullmatch(start.name)[1]) if own else -1
     for one in checkpoints(output_dir):
-        if one.step > step and (start is None or start.parent.resolve() == output_dir.resolve()):
+        if one.step > step:
             aside = one.folder.with_name(f"{one.folder.name}.aside")
             shutil.rmtree(aside, ignore_errors=True)
             one.folder.rename(aside)
-            logger.warning("%s is now %s: training begins before it", one.folder.name, aside.name)
+            logger.warning(
+                "%s is now %s: training goes on from %s",
+                one.folder.name,
+                aside.name,
+                start or "the beginning",
+            )
 
 
 def choose(output_dir: str | os.PathLike, asked: str | None) -> Path | None:

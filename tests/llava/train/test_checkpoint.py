@@ -1,6 +1,7 @@
 """One good checkpoint always exists, and a damaged one is found before training starts from it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -177,9 +178,24 @@ def test_later_steps_are_set_aside(tmp_path):
     assert choose(tmp_path, None) is None
 
 
-def test_a_checkpoint_of_another_run_moves_nothing(tmp_path):
-    """Going on from elsewhere leaves the other run's later checkpoints where they are."""
-    save(tmp_path / "other", 2)
-    save(tmp_path / "other", 4)
-    set_aside(tmp_path / "mine", tmp_path / "other" / "checkpoint-2")
-    assert len(checkpoints(tmp_path / "other")) == 2
+def test_a_checkpoint_of_another_run(tmp_path, law_log):
+    """Going on from elsewhere leaves that run as it is, and sets aside all that this one had."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for step in (2, 4):
+        save(other, step)
+    for step in (1, 2, 6):
+        save(mine, step)
+    set_aside(mine, other / "checkpoint-2")
+    assert [one.step for one in checkpoints(other)] == [2, 4]
+    assert choose(mine, None) is None
+    assert len(list(mine.glob("checkpoint-*.aside"))) == 3
+    assert sum(f"goes on from {other / 'checkpoint-2'}" in line for line in law_log) == 3
+
+
+def test_a_folder_by_another_name(tmp_path, monkeypatch):
+    """A relative path to the run's own folder is no other folder."""
+    for step in (2, 4):
+        save(tmp_path, step)
+    monkeypatch.chdir(tmp_path)
+    set_aside(tmp_path, Path("checkpoint-2"))
+    assert [one.step for one in checkpoints(tmp_path)] == [2]

@@ -209,3 +209,19 @@ def test_combined_towers_keep_their_geometry(world, tmp_path, law_log):
     before, now = projector(tmp_path / "a"), projector(tmp_path / "b")
     assert all(torch.equal(tensor, now[name]) for name, tensor in before.items())
     assert not any("starts anew" in line for line in law_log)
+
+
+def test_going_on_from_another_folder(world, tmp_path):
+    """The run is that of the other folder, and what this one held before is out of its way."""
+    flags = {"save_strategy": "steps", "save_steps": 2}
+    train(stage1(world, tmp_path / "a", **flags))
+    train(stage1(world, tmp_path / "b", **flags, seed=1))
+    start = {"resume_from_checkpoint": tmp_path / "a" / "checkpoint-2"}
+    train(stage1(world, tmp_path / "b", **flags, **start))
+    ours, theirs = (load_file(tmp_path / x / "mm_projector.safetensors") for x in "ba")
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert sorted(path.name for path in (tmp_path / "b").glob("checkpoint-*")) == [
+        "checkpoint-2.aside",
+        "checkpoint-4",
+        "checkpoint-4.aside",
+    ]
