@@ -4,6 +4,7 @@ The features of each tower are brought to length 1 and concatenated, so the cosi
 the mean of the towers' cosines: a row of equal weights.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,6 @@ def joined_name(parts: Sequence[Features]) -> str:
     The size of a part is left out where the registry would choose it anyway.
     """
     names = [part.representation for part in parts]
-    if all(name.partition("@")[0] in towers() for name in names):
+    if all(re.split("[@:]", name)[0] in towers() for name in names):
         names = [resolve([part.sized for part in parts], grid_align="interpolate").name]
     return catalog.representation_id(".".join(names))

@@ -15,6 +15,7 @@ from typing import Literal
 
 from llava.config import build, read_yaml
 from llava.errors import UnknownNameError, UsageError, unknown_name
+from llava.model.multimodal_encoder.diffusion.options import suffix
 from llava.model.multimodal_encoder.known import towers
 from llava.model.multimodal_encoder.registry import Representation, known_names, resolve
 from llava.model.multimodal_encoder.spec import TowerSpec
@@ -79,9 +80,10 @@ def option_of(name: str) -> Option | None:
 
 
 def sized_name(spec: TowerSpec) -> str:
-    """The id, with `@size` where that is not the tower's own."""
+    """The id, with `@size` and `:option=value` where that is not the tower's own."""
     known = towers().get(spec.id)
-    return spec.id if known and known.size == spec.size else f"{spec.id}@{spec.size}"
+    size = "" if known and known.size == spec.size else f"@{spec.size}"
+    return spec.id + size + suffix(spec)
 
 
 def suffix_of(name: str) -> str:

@@ -35,6 +35,7 @@ from llava.config import build, to_plain
 from llava.errors import LawError, UsageError, unknown_name
 from llava.files import write_bytes, write_json
 from llava.log import get_logger
+from llava.model.multimodal_encoder.diffusion.options import suffix
 from llava.model.multimodal_encoder.preprocess import VERSION, check_frame
 from llava.model.multimodal_encoder.spec import TowerSpec
 
@@ -118,8 +119,8 @@ class FeatureStore:
         here = ", ".join(str(space) for space in self.spaces()) or "nothing"
         raise LawError(
             f"{self.root} has no features of {describe(spec, frame)}; it holds {here}. `law "
-            f"features --model {spec.id}@{spec.size} --frame {frame} --images DIR --out "
-            f"{self.root}` makes them"
+            f"features --model {spec.id}@{spec.size}{suffix(spec)} --frame {frame} --images DIR "
+            f"--out {self.root}` makes them"
         )
 
     def space(self, spec: TowerSpec, frame: str, dtype: str) -> "Space":
@@ -360,8 +361,9 @@ def describe(spec: TowerSpec, frame: str) -> str:
         f"{name} {getattr(spec, name)}"
         for name in ("layer", "select", "position_resize")
         if getattr(spec, name) not in (usual[name], "transformers-4")
+        and (name != "layer" or spec.t is None)
     ]
-    return " ".join([f"{spec.id}@{spec.size}", frame, *also])
+    return " ".join([f"{spec.id}@{spec.size}{suffix(spec)}", frame, *also])
 
 
 def _slug(spec: TowerSpec) -> str:

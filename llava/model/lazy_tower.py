@@ -53,13 +53,15 @@ class LazyTower:
 
         Keys are what follows `model.vision_tower.`: `vision_tower.*`, with several towers
         `0.vision_tower.*`. Blocks that are never run are passed over; LawError where one that is
-        run is missing.
+        run is missing. A diffusion tower's weights never are in a checkpoint: it keeps its own.
         """
         tower = self.load_model()
         parts = list(tower.parts) if isinstance(tower, CombinedTower) else [tower]
         for number, part in enumerate(parts):
             prefix = f"{number}.vision_tower." if len(parts) > 1 else "vision_tower."
             own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            if not own and part.spec.t is not None:
+                continue
             if not own or not isinstance(part, TransformersTower):
                 raise LawError(
                     f"the checkpoint has tower weights, but none for {part.spec.id} (keys "

@@ -23,6 +23,7 @@ from llava.model.image_rows import Images, Layout, Views, views
 from llava.model.lazy_tower import LazyTower
 from llava.model.loss import token_losses
 from llava.model.multimodal_encoder.anyres import Size
+from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.representation import difference, frame_of_config, record
@@ -123,6 +124,7 @@ class LlavaCausalLM:
                 select=getattr(model_args, "mm_vision_select_feature", None),
                 layer=getattr(model_args, "mm_vision_select_layer", None),
                 replace=parse_replacements(getattr(model_args, "tower_alias", None) or []),
+                diffusion=DiffusionOptions.of(model_args),
             )
         kind = getattr(model_args, "mm_projector_type", None) or "linear"
         before = config.to_dict()

@@ -11,6 +11,7 @@ from typing import Any
 
 from llava.config import build, to_plain
 from llava.errors import LawError, UsageError, unknown_name
+from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.pretrained import folder_digest
 from llava.model.multimodal_encoder.processor import frame_of
 from llava.model.multimodal_encoder.registry import Representation, resolve
@@ -46,14 +47,18 @@ def representation_of(
             for i, spec in enumerate(specs)
         )
         return Representation(name, parts, join, grid_align)
-    return resolve(
-        name,
-        join=join,
-        grid_align=grid_align,
-        select=getattr(config, "mm_vision_select_feature", None),
-        layer=getattr(config, "mm_vision_select_layer", None),
-        replace=replacements,
-    )
+    asked = {
+        "join": join,
+        "grid_align": grid_align,
+        "select": getattr(config, "mm_vision_select_feature", None),
+        "layer": getattr(config, "mm_vision_select_layer", None),
+        "replace": replacements,
+    }
+    found = resolve(name, **asked)
+    if all(part.t is None for part in found.parts):
+        return found  # published configs hold the flags' defaults for any tower
+    options = {name: getattr(config, name, None) for name in DIFFUSION}
+    return resolve(name, **asked, diffusion=DiffusionOptions.of(options))
 
 
 def frame_of_config(config: Any, representation: Representation) -> str:

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 
 from llava.config import read_yaml
 from llava.conversation import template
+from llava.data.images import CHECKS
 from llava.errors import MissingPackageError, UsageError, unknown_name
 from llava.log import get_logger
 from llava.model.multimodal_encoder.registry import JOINS
@@ -85,6 +86,14 @@ class ModelArguments:
     prompt: str | None = field(default=None, metadata={"help": "diffusion: text condition"})
     ensemble_size: int | None = field(default=None, metadata={"help": "diffusion: noise draws"})
     img_size: int | None = field(default=None, metadata={"help": "diffusion: side of the input"})
+    noise_seed: int | None = field(default=None, metadata={"help": "diffusion: of the noise"})
+    vae_sample: str | None = field(
+        default=None, metadata={"help": "diffusion: latents drawn (sample) or their mean (mode)"}
+    )
+    compat: str | None = field(
+        default=None,
+        metadata={"help": "diffusion: as published (reference), or as trained (clean)"},
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, flash_attention_2, flex_attention or eager"}
     )
@@ -104,6 +113,9 @@ class DataArguments:
     )
     image_policy: str = field(
         default="error", metadata={"help": "a missing or damaged image: error, or skip and count"}
+    )
+    verify_images: str = field(
+        default="exist", metadata={"help": "before training, of all images: none, exist or decode"}
     )
     max_dropped: float = field(
         default=0.1, metadata={"help": "share of the records that may be unusable, at most"}
@@ -155,7 +167,9 @@ class TrainingArguments(transformers.TrainingArguments):
     results: str | None = field(default=None, metadata={"help": "table that --a_score adds to"})
     evaluation_strategy: str | None = field(default=None, metadata={"help": "eval_strategy"})
     warmup_ratio: float | None = field(default=None, metadata={"help": "warmup_steps below 1"})
-    group_by_length: bool = field(default=False, metadata={"help": "train_sampling_strategy"})
+    group_by_length: bool = field(
+        default=False, metadata={"help": "batches of similar length, in tokens"}
+    )
     no_cuda: bool = field(default=False, metadata={"help": "use_cpu"})
     save_safetensors: bool = field(default=True, metadata={"help": "always"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "taken, without effect"})
@@ -261,6 +275,7 @@ def validate(model: ModelArguments, data: DataArguments, training: TrainingArgum
     if model.version != "chat":
         template(model.version)
     _one_of("image_policy", data.image_policy, ("error", "skip"))
+    _one_of("verify_images", data.verify_images, CHECKS)
     _one_of("vision_features", data.vision_features, ("live", "store"))
     _one_of("image_aspect_ratio", data.image_aspect_ratio, ("square", "pad", "anyres"))
     _one_of("mm_vision_select_feature", model.mm_vision_select_feature, SELECTS)
@@ -308,8 +323,9 @@ def validate(model: ModelArguments, data: DataArguments, training: TrainingArgum
         )
     if training.label_smoothing_factor:
         raise UsageError("--label_smoothing_factor needs logits at all positions; leave it at 0")
-    if data.packing and training.group_by_modality_length:
-        logger.info("--packing fills every sequence; --group_by_modality_length has no effect")
+    by_length = training.train_sampling_strategy == "group_by_length"
+    if data.packing and (by_length or training.group_by_modality_length):
+        logger.info("--packing fills every sequence; grouping by length has no effect")
 
 
 def _one_of(name: str, value: Any, allowed: tuple) -> None:

@@ -21,9 +21,10 @@ from llava.files import ensure_writable
 from llava.log import get_logger
 from llava.model.builder import config_fields
 from llava.model.checkpoint_layout import CONVERTED, LLAVA, LORA, STAGE1, Checkpoint
+from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
-from llava.model.representation import DIFFUSION, difference, record
+from llava.model.representation import difference, record
 from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
 from llava.train.model import build_model, frame, projector_type, tokens_per_image
@@ -130,19 +131,15 @@ def representation_of(model: ModelArguments) -> Representation | None:
     """What the flags say of the towers; None for a language model alone."""
     if not model.vision_tower:
         return None
-    found = resolve(
+    return resolve(
         model.vision_tower,
         join=model.mm_vision_join,
         select=model.mm_vision_select_feature,
         layer=model.mm_vision_select_layer,
         grid_align=model.mm_vision_grid_align,
         replace=parse_replacements(model.tower_alias),
+        diffusion=DiffusionOptions.of(model),
     )
-    for name in DIFFUSION:
-        value = getattr(model, name)
-        if value is not None and all(spec.t is None for spec in found.parts):
-            raise UsageError(f"--{name} {value}: {found.name} has no diffusion tower to take it")
-    return found
 
 
 def examine(
@@ -165,6 +162,7 @@ def examine(
         tokens,
         training.model_max_length,
         features=features,
+        verify_images=data.verify_images,
         workers=training.dataloader_num_workers,
         cache_dir=Path(training.output_dir) / "data",
     )
@@ -210,9 +208,11 @@ def check_dropped(found: Survey, data: DataArguments) -> None:
     if found.share_dropped <= data.max_dropped:
         return
     reasons = "; ".join(f"{count} x {why}" for why, count in found.counts.items())
+    longer = " raise --model_max_length," if "maximum length" in reasons else ""
     raise LawError(
         f"{data.data_path}: {len(found.dropped)} of {found.records} records cannot be used "
-        f"({reasons}); mend them, or allow it with --max_dropped {found.share_dropped + 0.005:.2f}"
+        f"({reasons}); mend them,{longer} or allow it with --max_dropped "
+        f"{found.share_dropped + 0.005:.2f}"
     )
 
 

@@ -27,7 +27,7 @@ from llava.errors import LawError
 from llava.log import progress
 from llava.model.builder import config_fields, llava_config
 from llava.model.checkpoint_layout import Checkpoint
-from llava.model.multimodal_encoder.registry import Representation
+from llava.model.multimodal_encoder.registry import Representation, tower_class
 from llava.model.saving import load_projector
 from llava.model.trainable import parameter_table, trainable
 from llava.tokenization import add_image_tokens, load_tokenizer
@@ -41,8 +41,6 @@ from llava.train.estimate import (
     gpu_hours,
     gpus,
     memory,
-    tower_flops,
-    tower_parameters,
     training_flops,
 )
 from llava.train.model import frame, projector_type, tokens_per_image
@@ -229,14 +227,15 @@ def _model(found: _Found) -> Iterator[str]:
         yield f"{part.name:<14} {part.parameters:>15,} parameters, {count:>14,} trained"
     total = sum(p.numel() for p in model.parameters())
     specs = found.representation.parts if found.representation else ()
+    costs = [tower_class(spec).cost(spec) for spec in specs]
     found.sizes = Sizes(
         frozen=total - trained,
         trained=trained + adapters,
-        tower=sum(tower_parameters(spec) for spec in specs if spec.t is None),
+        tower=sum(cost.parameters for cost in costs),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
-        tower_tokens=max((math.prod(spec.grid) + 1 for spec in specs), default=0),
+        tower_flops=sum(cost.flops for cost in costs),
     )
     if found.representation is not None and model_arguments.pretrain_mm_mlp_adapter:
         load_projector(model, model_arguments.pretrain_mm_mlp_adapter)
@@ -349,7 +348,7 @@ def _features(found: _Found) -> Iterator[str]:
     tokens = int(found.survey.tokens.sum())
     checkpointing = bool(found.arguments[2].gradient_checkpointing)
     whole = training_flops(found.sizes, tokens, images, checkpointing)
-    share = images * tower_flops(found.sizes) / whole
+    share = images * found.sizes.tower_flops / whole
     _, epochs = _length_of_run(found)
     yield (
         f"{images} images take {_bytes(size)} in 16 bits and save {100 * share:.0f} % of the "

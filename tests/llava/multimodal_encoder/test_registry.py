@@ -11,7 +11,7 @@ from llava import catalog
 from llava.config import read_yaml
 from llava.errors import ConfigError, LawError, UsageError
 from llava.model.multimodal_encoder import known, registry
-from llava.model.multimodal_encoder.registry import resolve
+from llava.model.multimodal_encoder.registry import Asked, resolve
 from llava.model.multimodal_encoder.spec import Family, TowerSpec
 
 CLIP, CLIP336 = "openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14-336"
@@ -64,7 +64,7 @@ def test_full_name(name, full):
 def test_every_paper_setting_parses():
     """All 13 settings parse to known ids and resolve at the paper's resolution (Table 2)."""
     for entry in catalog.representations().values():
-        ids = [known for known, _ in registry._parts(entry.id)]
+        ids = [part.known for part in registry._parts(entry.id)]
         assert ".".join(ids) == entry.id
         found = resolve(entry.display)
         assert found.name == entry.id
@@ -73,7 +73,7 @@ def test_every_paper_setting_parses():
 
 def test_a_dot_inside_an_id():
     """The name that a split on dots tears apart."""
-    assert registry._parts(f"{SDXL}.{CLIP336}") == [(SDXL, None), (CLIP336, None)]
+    assert registry._parts(f"{SDXL}.{CLIP336}") == [Asked(SDXL), Asked(CLIP336)]
     assert resolve(f"{SDXL}.{CLIP336}").grid == (24, 24)
 
 
@@ -236,8 +236,8 @@ def test_one_folder_one_name(tmp_path, monkeypatch, spelling):
 
 def test_names_of_the_paper_inside_combinations(monkeypatch, tmp_path):
     """`SDXL` and `DINOv2` are names of towers wherever they stand."""
-    assert registry._parts("CLIP@336+DINOv2") == [(CLIP336, None), (DINO, None)]
-    assert registry._parts("SD1.5.clip") == [("runwayml/stable-diffusion-v1-5", None), (CLIP, None)]
+    assert registry._parts("CLIP@336+DINOv2") == [Asked(CLIP336), Asked(DINO)]
+    assert registry._parts("SD1.5.clip") == [Asked("runwayml/stable-diffusion-v1-5"), Asked(CLIP)]
     assert registry.parse_replacements(["clip=dinov2", "siglip=./x"]) == {
         CLIP: DINO,
         SIGLIP: "./x",

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from llava.errors import UsageError
-from llava.model.multimodal_encoder.registry import resolve
+from llava.model.multimodal_encoder.registry import resolve, tower_class
 from llava.train.estimate import (
     Sizes,
     Way,
@@ -14,15 +14,15 @@ from llava.train.estimate import (
     gpu_hours,
     gpus,
     memory,
-    tower_parameters,
     training_flops,
 )
 
 VICUNA = 6_738_415_616
 PROJECTOR = 20_979_712
+TOWER = 2.0 * 303_000_000 * 257
 SHAPE = {"tower": 303_000_000, "layers": 32, "hidden": 4096, "vocabulary": 32_000}
-STAGE1 = Sizes(frozen=VICUNA, trained=PROJECTOR, tower_tokens=257, **SHAPE)
-STAGE2 = Sizes(frozen=0, trained=VICUNA + PROJECTOR, tower_tokens=257, **SHAPE)
+STAGE1 = Sizes(frozen=VICUNA, trained=PROJECTOR, tower_flops=TOWER, **SHAPE)
+STAGE2 = Sizes(frozen=0, trained=VICUNA + PROJECTOR, tower_flops=TOWER, **SHAPE)
 
 
 def test_memory_of_stage2_under_zero():
@@ -82,7 +82,9 @@ def test_disk():
 def test_towers():
     """CLIP ViT-L/14 has 303 M parameters; one of its 24 blocks is not run."""
     (clip,) = resolve("openai/clip-vit-large-patch14").parts
-    assert tower_parameters(clip) == pytest.approx(303e6 * 23 / 24, rel=0.01)
+    cost = tower_class(clip).cost(clip)
+    assert cost.parameters == pytest.approx(303e6 * 23 / 24, rel=0.01)
+    assert cost.flops == 2 * cost.parameters * 257
 
 
 def test_gpus():

@@ -1,12 +1,13 @@
 """What is chosen of a diffusion tower by flags and configs; everything else is the tower's own."""
 
-import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 from llava.errors import UsageError, unknown_name
+from llava.model.multimodal_encoder.known import families, towers
 from llava.model.multimodal_encoder.spec import COMPATS, VAE_SAMPLES, TowerSpec
 
 
@@ -28,6 +29,19 @@ class DiffusionOptions:
         """From parsed flags, a config or a mapping, whichever of the names it has."""
         values = source if isinstance(source, Mapping) else vars(source)
         return cls(**{name: values.get(name) for name in NAMES})
+
+    @classmethod
+    def read(cls, texts: Mapping[str, str]) -> "DiffusionOptions":
+        """From a name's `:option=value` pairs; UsageError for one that is none."""
+        values = {}
+        for name, text in texts.items():
+            if name not in IN_NAMES:
+                raise UsageError(unknown_name("option of a diffusion tower", name, IN_NAMES))
+            try:
+                values[name] = int(text) if name in WHOLE else unquote(text)
+            except ValueError:
+                raise UsageError(f"{name}={text}: expected a whole number") from None
+        return cls(**values)
 
     @property
     def given(self) -> dict[str, Any]:
@@ -65,6 +79,11 @@ class DiffusionOptions:
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(DiffusionOptions))
+IN_NAMES = tuple(name for name in NAMES if name != "img_size")
+"""Those that a name may hold; a size stands behind `@`."""
+WHOLE = ("up_ft_index", "t", "ensemble_size", "noise_seed")
+FIELDS = {"noise_seed": "seed"}
+"""Option -> field of the spec, where it is called otherwise."""
 
 
 def _takes(spec: TowerSpec, name: str, value: Any) -> bool:
@@ -74,14 +93,27 @@ def _takes(spec: TowerSpec, name: str, value: Any) -> bool:
     return name != "prompt" or spec.prompt is not None or value == ""
 
 
-def add_diffusion_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `DiffusionOptions`; `DiffusionOptions.of` reads them back."""
-    group = parser.add_argument_group("diffusion towers", "default: the tower's own (`law towers`)")
-    group.add_argument("--up_ft_index", type=int, metavar="N", help="block that is read")
-    group.add_argument("--t", type=int, metavar="N", help="time step of the noise")
-    group.add_argument("--prompt", help="text condition")
-    group.add_argument("--ensemble_size", type=int, metavar="N", help="noise draws to average")
-    group.add_argument("--img_size", type=int, metavar="PX", help="side of the input")
-    group.add_argument("--noise_seed", type=int, metavar="N", help="of the noise")
-    group.add_argument("--vae_sample", choices=VAE_SAMPLES, help="latents: drawn, or their mean")
-    group.add_argument("--compat", choices=COMPATS, help="as published, or as trained")
+def suffix(spec: TowerSpec) -> str:
+    """What sets a spec apart from its tower's usual one, as a name says it: `:t=261`.
+
+    Results and stored features go by names, so two settings of one tower must not share theirs.
+    """
+    if spec.t is None:
+        return ""
+    usual = dict(families()[spec.family].defaults)
+    if spec.id in towers():
+        usual |= vars(towers()[spec.id])
+    text = ""
+    for name in IN_NAMES:
+        field = FIELDS.get(name, name)
+        value, expected = getattr(spec, field), usual.get(field)
+        if name == "up_ft_index":
+            expected %= spec.depth
+        if value != expected:
+            text += f":{name}={_quoted(value)}"
+    return text
+
+
+def _quoted(value: Any) -> str:
+    """Without the letters that mean something in a name."""
+    return quote(str(value), safe="").replace(".", "%2E")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -85,11 +86,12 @@ def read_scheduler(spec: TowerSpec, scheduler_class: Any) -> Any:
     """`scheduler_class` with the betas that the model was trained with."""
     source = spec.weights or spec.id
     try:
-        config = scheduler_class.load_config(source, subfolder="scheduler")
-    except Exception as error:  # OSError, JSON
+        with quiet():
+            return scheduler_class.from_config(
+                scheduler_class.load_config(source, subfolder="scheduler")
+            )
+    except Exception as error:  # OSError, JSON, ValueError of its own fields
         raise LawError(f"scheduler: {unread(spec.id, source, error)}") from error
-    with quiet():
-        return scheduler_class.from_config(config)
 
 
 def choose_attention(*models: nn.Module) -> None:
@@ -123,7 +125,9 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with quiet_transformers():
+        with quiet_transformers(), warnings.catch_warnings():
+            # of huggingface_hub, about an argument that diffusers still passes
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
             yield
     finally:
         logging.set_verbosity(verbosity)
