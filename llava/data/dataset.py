@@ -136,11 +136,6 @@ class ConversationDataset(Dataset):
             raise LawError("lengths in tokens are what a survey of the data finds; give it one")
         return self.survey.tokens
 
-    @property
-    def modality_lengths_in_tokens(self) -> np.ndarray:
-        """int64 [samples]: tokens in the model, negative without an image; needs a survey."""
-        return np.sign(self.modality_lengths) * self.lengths_in_tokens
-
 
 def _tensors(ids: list[int], labels: list[int], index: int) -> dict[str, Any]:
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "index": index}

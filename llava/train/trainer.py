@@ -52,14 +52,18 @@ class LLaVATrainer(transformers.Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if self.args.group_by_modality_length and hasattr(dataset, "modality_lengths"):
+        strategy = self.args.train_sampling_strategy
+        by_modality = self.args.group_by_modality_length
+        grouped = by_modality or strategy == "group_by_length"
+        if grouped and hasattr(dataset, "modality_lengths"):  # packs are of one length anyway
             self._sampler = ModalityLengthSampler(
                 self.args.train_batch_size,
                 self.args.world_size * self.args.gradient_accumulation_steps,
-                dataset.modality_lengths,
+                dataset.modality_lengths if by_modality else dataset.lengths_in_tokens,
+                group_by_modality=by_modality,
                 seed=seed,
             )
-        elif self.args.train_sampling_strategy == "random":
+        elif grouped or strategy == "random":
             self._sampler = ShuffledSampler(len(dataset), seed)
         else:
             return super()._get_train_sampler(train_dataset)

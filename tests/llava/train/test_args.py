@@ -65,6 +65,7 @@ REFUSED = {
     "--tune_mm_mlp_adapter True --freeze_mm_mlp_adapter True": "nothing to train",
     "--image_aspect_ratio anyres": "--image_grid_pinpoints",
     "--vision_features store": "--feature_store",
+    "--verify_images exists": "did you mean 'exist'",
     "--warmup_ratio 3": "expected 0 up to below 1",
     "--fp16 True": "--bf16 True",
     "--eval_strategy steps --eval_steps 5": "does not evaluate",

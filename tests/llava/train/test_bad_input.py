@@ -145,6 +145,18 @@ def test_bad_images(world, tmp_path, kind):
     assert report["records_left_out"][0]["record"] == 3
 
 
+def test_images_are_verified(world, tmp_path):
+    """All are decoded before training where that is asked for; a missing one may go unseen."""
+    flags = {"image_folder": spoiled(world, tmp_path, "cut"), "verify_images": "decode"}
+    refused(stage1(world, tmp_path / "a", **flags), tmp_path / "a", r"1 records .*3\.png")
+    train(stage1(world, tmp_path / "b", image_policy="skip", max_steps=1, **flags))
+    assert json.loads((tmp_path / "b" / "data.json").read_text())["samples"] == 23
+    (tmp_path / "images" / "3.png").unlink()
+    flags |= {"verify_images": "none", "image_policy": "skip"}
+    train(stage1(world, tmp_path / "c", max_steps=1, **flags))
+    assert json.loads((tmp_path / "c" / "data.json").read_text())["samples"] == 24
+
+
 def test_damaged_image(world, tmp_path, law_log):
     """Found when it is decoded: an error, or its sample teaches nothing and the run goes on."""
     images = spoiled(world, tmp_path, "cut")
@@ -211,6 +223,13 @@ def test_bad_records_are_counted(world, tmp_path):
     assert [one["record"] for one in report["records_left_out"]] == [30, 31, 32]
     flags = {"data_path": path, "max_dropped": 0.05}
     refused(stage2(world, tmp_path / "no", **flags), tmp_path / "no", "3 of 33 .*--max_dropped 0.1")
+
+
+def test_too_long_for_many(world, tmp_path):
+    """The flag that lets more of them in is named."""
+    flags = {"model_max_length": 80, "max_dropped": 0.2}
+    says = "maximum length.*mend them, raise --model_max_length, or allow it with --max_dropped"
+    refused(stage2(world, tmp_path, **flags), tmp_path, says)
 
 
 def test_no_language_model(world, tmp_path):
