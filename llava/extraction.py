@@ -349,6 +349,8 @@ def main(argv: list[str]) -> None:
         representations = [found for found in representations if _has_packages(found)]
         if not representations:
             raise LawError("none of the towers can be run; what each lacks stands above")
+    if arguments.layer is not None:
+        _check_layers(representations)
     images = find_images(arguments.images)
     store = FeatureStore(arguments.out)
     options = {"frame": arguments.frame, **run_options(arguments), "skip_bad": True}
@@ -359,6 +361,15 @@ def main(argv: list[str]) -> None:
     report(done)
     if not arguments.skip_bad:
         refuse_bad(done)
+
+
+def _check_layers(representations: Sequence[Representation]) -> None:
+    """Raises UsageError where --layer would choose nothing."""
+    for found in representations:
+        if all(spec.t is not None for spec in found.parts):
+            raise UsageError(
+                f"--layer: {found.name} has blocks instead; say which as {found.name}:up_ft_index=N"
+            )
 
 
 def _has_packages(representation: Representation) -> bool:

@@ -131,7 +131,7 @@ def representation_of(model: ModelArguments) -> Representation | None:
     """What the flags say of the towers; None for a language model alone."""
     if not model.vision_tower:
         return None
-    return resolve(
+    found = resolve(
         model.vision_tower,
         join=model.mm_vision_join,
         select=model.mm_vision_select_feature,
@@ -140,6 +140,14 @@ def representation_of(model: ModelArguments) -> Representation | None:
         replace=parse_replacements(model.tower_alias),
         diffusion=DiffusionOptions.of(model),
     )
+    if model.mm_vision_select_layer is not None and all(spec.t is not None for spec in found.parts):
+        logger.warning(
+            "--mm_vision_select_layer %d has no effect: %s has blocks, of which --up_ft_index "
+            "chooses one",
+            model.mm_vision_select_layer,
+            found.name,
+        )
+    return found
 
 
 def examine(

@@ -21,7 +21,7 @@ from llava.model.multimodal_encoder.diffusion.weights import (
     without_weights,
 )
 from llava.model.multimodal_encoder.known import check_packages
-from llava.model.multimodal_encoder.spec import TowerSpec
+from llava.model.multimodal_encoder.spec import COMPATS, TowerSpec
 from llava.model.multimodal_encoder.tap import tap
 
 
@@ -41,6 +41,8 @@ class DiffusionTower(VisionTower):
     """Lists of blocks in the network, in the order in which they run."""
     after: ClassVar[tuple[str, ...]] = ()
     """Modules of the network that only what follows the tap needs."""
+    compats: ClassVar[tuple[str, ...]] = COMPATS
+    """Behaviours that there are: `reference` of what the published code knows only."""
     item: ClassVar[int] = 0
     """Which one is the image's, where a block gives a tuple."""
 
@@ -49,6 +51,11 @@ class DiffusionTower(VisionTower):
     def load(self) -> None:
         """Reads network, text encoders and VAE in turn; keeps what a forward pass runs."""
         check_packages(self.spec)
+        if self.spec.compat not in self.compats:
+            raise UsageError(
+                f"compat: the published code has no {self.spec.family} tower to be like; take "
+                f"compat {' or '.join(self.compats)} for {self.spec.id}"
+            )
         import diffusers
 
         self.clean = self.spec.compat == "clean"
