@@ -10,7 +10,6 @@ same spot of the same scene again, and nothing about matching a paw with another
 """
 
 import argparse
-import json
 import os
 import secrets
 import shutil
@@ -23,6 +22,7 @@ from C_score.warps_layout import NAME, WHAT, digest, write_lists, write_scene
 from C_score.warps_scenes import installed_version, read_scenes
 from C_score.warps_views import views
 from llava.errors import LawError, UsageError
+from llava.files import read_json
 from llava.log import get_logger, progress
 
 logger = get_logger("warps")
@@ -111,11 +111,4 @@ def _existing(out: Path, seed: int) -> dict | None:
 
 
 def _read_about(out: Path) -> dict:
-    path = out / "warps.json"
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LawError(f"{path}: cannot be read ({error}); remove {out} and build again") from error
-    if not isinstance(about, dict):
-        raise LawError(f"{path}: expected a JSON object; remove {out} and build again")
-    return about
+    return read_json(out / "warps.json", f"remove {out} and build again")

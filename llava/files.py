@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and JSON read with an error that names the file."""
 
 import contextlib
 import json
@@ -49,6 +49,20 @@ def ensure_writable(path: str | os.PathLike) -> None:
         raise LawError(f"{path}: cannot be written: {error.strerror or error}") from error
     if path.is_dir():
         raise LawError(f"{path}: is a folder; expected the name of a file")
+
+
+def read_json(path: str | os.PathLike, remedy: str = "") -> dict[str, Any]:
+    """The JSON object in a file; LawError, ending with the `remedy`, where there is none."""
+    ending = f"; {remedy}" if remedy else ""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LawError(f"{path}: cannot be read: {error.strerror or error}{ending}") from error
+    except ValueError as error:
+        raise LawError(f"{path}: cannot be read as JSON: {error}{ending}") from error
+    if not isinstance(value, dict):
+        raise LawError(f"{path}: expected a JSON object, got {type(value).__name__}{ending}")
+    return value
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

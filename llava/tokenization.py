@@ -6,7 +6,6 @@ its own `tokenizers` backend (`llava/text_encoder.py`).
 """
 
 import importlib.util
-import json
 import os
 import weakref
 from pathlib import Path
@@ -20,7 +19,7 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.errors import LawError, MissingPackageError
-from llava.files import write_bytes, write_json
+from llava.files import read_json, write_bytes, write_json
 from llava.log import get_logger
 from llava.text_encoder import (
     BackendEncoder,
@@ -105,15 +104,7 @@ def _legacy(folder: Path) -> bool:
 def _facts(folder: Path) -> dict[str, Any]:
     """The contents of a folder's tokenizer_config.json; nothing where there is none."""
     path = folder / CONFIG_FILE
-    if not path.is_file():
-        return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LawError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(facts, dict):
-        raise LawError(f"{path}: expected a mapping")
-    return facts
+    return read_json(path) if path.is_file() else {}
 
 
 def load_tokenizer(

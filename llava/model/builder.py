@@ -28,7 +28,7 @@ from llava.model.lazy_tower import LazyTower
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.vit import quiet
 from llava.model.representation import frame_of_config, representation_of
-from llava.model.saving import NEWLINE, PROJECTOR, read_tensors, take_trained
+from llava.model.saving import of_projector, read_tensors, take_trained
 from llava.tokenization import load_tokenizer
 
 logger = get_logger("model")
@@ -157,9 +157,7 @@ def _model(
 def _check(path: str, info: Mapping[str, Any], projector_follows: bool) -> None:
     """Raises LawError where weights are missing; tells of unknown ones."""
     missing = sorted(
-        key
-        for key in info["missing_keys"]
-        if not (projector_follows and (PROJECTOR in key or key.endswith(NEWLINE)))
+        key for key in info["missing_keys"] if not (projector_follows and of_projector(key))
     )
     if missing:
         raise LawError(

@@ -1,6 +1,5 @@
 """What a folder or hub id holds, told by its files and its config.json, never by its name."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from safetensors import safe_open
 from transformers.utils import cached_file
 
 from llava.errors import LawError, UsageError
+from llava.files import read_json
 from llava.model.representation import DIFFUSION
 from llava.model.saving import ADAPTER_CONFIG, ADAPTERS, OTHERS, PROJECTOR, State, read_tensors
 
@@ -61,13 +61,7 @@ class Checkpoint:
                 f"{self.path}: no config.json; expected a folder as training or save_pretrained "
                 f"writes it, or a hub id (seen from {Path.cwd()})"
             )
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LawError(f"{path}: cannot be read: {error}") from error
-        if not isinstance(config, dict):
-            raise LawError(f"{path}: expected a JSON object")
-        return config
+        return read_json(path)
 
     @cached_property
     def kind(self) -> str:
@@ -135,7 +129,7 @@ class Checkpoint:
             if (path := self.file(whole)) is not None:
                 return [path]
             if (index := self.file(f"{whole}.index.json")) is not None:
-                places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                places = read_json(index)["weight_map"]
                 names = sorted({place for key, place in places.items() if wanted(key)})
                 return [self._shard(name) for name in names]
         raise UsageError(f"{self.path} has no weights; expected one of {', '.join(WEIGHTS)}")

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 
 from llava.errors import LawError
-from llava.files import write_bytes, write_json
+from llava.files import read_json, write_bytes, write_json
 from llava.log import get_logger
 from llava.model.checkpoint_layout import Checkpoint
 
@@ -97,7 +97,7 @@ def _processor(checkpoint: Checkpoint) -> dict[str, Any]:
     """The image processor's config, from its own file or from that of the whole processor."""
     path = checkpoint.file("preprocessor_config.json")
     if path is not None:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     path = checkpoint.file("processor_config.json")
-    whole = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    whole = read_json(path) if path is not None else {}
     return whole.get("image_processor") or {}

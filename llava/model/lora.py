@@ -1,29 +1,36 @@
 """Low-rank adapters on the language model's linear layers."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from llava.errors import MissingPackageError, UsageError
-from llava.model.saving import NEWLINE, PROJECTOR
+from llava.model.saving import PROJECTOR, of_projector
 
 BIASES = ("none", "all", "lora_only")
 
 
-def lora_targets(model: nn.Module) -> list[str]:
-    """Names of the language model's linear layers, each once (`q_proj`, ...).
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The language model's linear layers, which adapters are put on.
 
     Neither the head, which stays as it is, nor the projector, which is trained whole; the tower is
     no part of the model.
     """
     head = model.get_output_embeddings()
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head and PROJECTOR not in name
-        }
-    )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and PROJECTOR not in name:
+            yield name, module
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Names of the layers that take adapters, each once (`q_proj`, ...)."""
+    return sorted({name.rpartition(".")[2] for name, _ in lora_layers(model)})
+
+
+def lora_parameters(model: nn.Module, r: int) -> int:
+    """How many parameters adapters of rank `r` have."""
+    return sum(r * (layer.in_features + layer.out_features) for _, layer in lora_layers(model))
 
 
 def add_lora(
@@ -54,6 +61,6 @@ def add_lora(
     )
     wrapped = get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
-        if f"{PROJECTOR}." in name or name.endswith(NEWLINE):
+        if of_projector(name):
             parameter.requires_grad_(train_projector)
     return wrapped

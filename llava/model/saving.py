@@ -21,7 +21,7 @@ from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.errors import LawError, UsageError
-from llava.files import write_bytes, write_json
+from llava.files import read_json, write_bytes, write_json
 from llava.model.representation import difference
 
 PROJECTOR = "mm_projector"
@@ -35,6 +35,11 @@ Given = Mapping[str, torch.Tensor]
 State = dict[str, torch.Tensor]
 
 
+def of_projector(key: str) -> bool:
+    """Whether a parameter is the projector's, what ends the rows of tiles included."""
+    return f"{PROJECTOR}." in key or key.endswith(NEWLINE)
+
+
 def save_projector(
     model: nn.Module, folder: str | os.PathLike, state_dict: Given | None = None
 ) -> None:
@@ -44,7 +49,7 @@ def save_projector(
     that were trained, too). Without a `state_dict` the projector's own weights are taken.
     """
     if state_dict is None:
-        state_dict = {k: v for k, v in model.named_parameters() if _of_projector(k)}
+        state_dict = {k: v for k, v in model.named_parameters() if of_projector(k)}
     if not any(f"{PROJECTOR}." in key for key in state_dict):
         raise LawError("nothing to save: none of the weights given is the projector's")
     _write_both(Path(folder) / PROJECTOR, {_llava_key(k): v for k, v in state_dict.items()})
@@ -54,7 +59,7 @@ def save_projector(
 def kept(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """What a partial checkpoint holds: all that is trained, and the projector, trained or not."""
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad or _of_projector(name):
+        if parameter.requires_grad or of_projector(name):
             yield name, parameter
 
 
@@ -95,7 +100,7 @@ def load_projector(model: nn.Module, source: str | os.PathLike) -> None:
     model = model.get_base_model() if hasattr(model, "peft_config") else model
     config = path.with_name("config.json")
     if config.is_file():
-        _check_tower(path, json.loads(config.read_text(encoding="utf-8")), model.config)
+        _check_tower(path, read_json(config), model.config)
     take_trained(model, read_tensors(path), path)
 
 
@@ -106,7 +111,7 @@ def take_trained(model: nn.Module, state: Given, path: Path) -> None:
     """
     state = {_llava_key(key): value for key, value in state.items()}
     own = {_llava_key(name): parameter for name, parameter in model.named_parameters()}
-    expected = {name for name in own if _of_projector(name)}
+    expected = {name for name in own if of_projector(name)}
     missing, unknown = sorted(expected - set(state)), sorted(set(state) - set(own))
     if missing or unknown:
         kind = getattr(model.config, "mm_projector_type", None)
@@ -172,10 +177,6 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
     return value.detach().cpu().clone().contiguous()
 
 
-def _of_projector(key: str) -> bool:
-    return f"{PROJECTOR}." in key or key.endswith(NEWLINE)
-
-
 def _llava_key(key: str) -> str:
     """`model.mm_projector.*` whatever stands before; other keys without what peft adds."""
     for name in (f"{PROJECTOR}.", NEWLINE):
@@ -195,8 +196,7 @@ def _misfit(path: Path, key: str, given: torch.Tensor, own: torch.Tensor, config
         config_beside = path.with_name("config.json")
         trained = ""
         if config_beside.is_file():
-            other = json.loads(config_beside.read_text(encoding="utf-8"))
-            trained = f" ({other.get('mm_vision_tower')})"
+            trained = f" ({read_json(config_beside).get('mm_vision_tower')})"
         return (
             f"{path} projects tokens {given.shape[1]} wide{trained}, and those of "
             f"{getattr(config, 'mm_vision_tower', 'this tower')} are {shape[1]} wide; take the "

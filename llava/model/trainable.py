@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from llava.errors import UsageError
-from llava.model.saving import NEWLINE, PROJECTOR
+from llava.model.saving import NEWLINE, of_projector
 
 
 def trainable(
@@ -23,12 +23,11 @@ def trainable(
         raise UsageError(f"stage {stage}: expected 1 (projector) or 2 (projector and model)")
     head = model.get_output_embeddings()
     for name, parameter in model.named_parameters():
-        of_projector = f"{PROJECTOR}." in name or name.endswith(NEWLINE)
         of_head = parameter is head.weight or parameter is getattr(head, "bias", None)
         if name.endswith(NEWLINE):  # used where maps of tiles are merged with it, and nowhere else
             merge = getattr(model.config, "mm_patch_merge_type", None) or "flat"
             parameter.requires_grad_("unpad" in merge and not freeze_mm_mlp_adapter)
-        elif of_projector:
+        elif of_projector(name):
             parameter.requires_grad_(not freeze_mm_mlp_adapter)
         else:
             parameter.requires_grad_(stage == 2 and (of_head or not freeze_backbone))
@@ -55,7 +54,7 @@ def parameter_table(model: nn.Module) -> list[Part]:
         name: [0, 0] for name in ("projector", "embeddings", "language model", "head")
     }
     for name, parameter in model.named_parameters():
-        if f"{PROJECTOR}." in name or name.endswith(NEWLINE):
+        if of_projector(name):
             part = "projector"
         elif id(parameter) in embeddings:
             part = "embeddings"

@@ -46,11 +46,6 @@ class Prepared:
     collator: Collator
     survey: Survey
 
-    @property
-    def spec_hash(self) -> str:
-        """Of the representation, for the results table."""
-        return "+".join(spec.hash() for spec in self.representation.parts)
-
 
 def prepare(arguments: Arguments) -> Prepared:
     """Reads the data first, since that is what most often is wrong, and then the weights."""

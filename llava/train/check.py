@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -24,9 +23,11 @@ from llava.data.images import ImageError
 from llava.data.packing import efficiency, pack
 from llava.data.survey import Survey
 from llava.errors import LawError
+from llava.files import read_json
 from llava.log import progress
 from llava.model.builder import config_fields, llava_config
 from llava.model.checkpoint_layout import Checkpoint
+from llava.model.lora import lora_parameters
 from llava.model.multimodal_encoder.registry import Representation, tower_class
 from llava.model.saving import load_projector
 from llava.model.trainable import parameter_table, trainable
@@ -218,7 +219,7 @@ def _model(found: _Found) -> Iterator[str]:
         model.initialize_vision_tokenizer(model_arguments, found.tokenizer, found.added)
     adapters = 0
     if training.lora_enable:
-        adapters = _adapter_parameters(model, training.lora_r)
+        adapters = lora_parameters(model, training.lora_r)
         yield f"{'adapters':<14} {adapters:>15,} parameters, all trained"
     trained = 0
     for part in parameter_table(model):
@@ -248,16 +249,6 @@ def _model(found: _Found) -> Iterator[str]:
             f"--model_max_length {training.model_max_length}: the language model has {longest} "
             "positions"
         )
-
-
-def _adapter_parameters(model: nn.Module, rank: int) -> int:
-    """Parameters of LoRA on every linear layer but head and projector."""
-    head = model.get_output_embeddings()
-    return sum(
-        rank * (module.in_features + module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and "mm_projector" not in name
-    )
 
 
 def _needs(found: _Found) -> Iterator[str]:
@@ -313,8 +304,7 @@ def _way(found: _Found) -> Way:
     training = found.arguments[2]
     zero: dict = {}
     if training.deepspeed:
-        path = Path(str(training.deepspeed))
-        zero = json.loads(path.read_text(encoding="utf-8")).get("zero_optimization", {})
+        zero = read_json(str(training.deepspeed)).get("zero_optimization", {})
     survey = found.survey
     longest = training.model_max_length if found.arguments[1].packing else survey.tokens.max()
     return Way(

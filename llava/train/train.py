@@ -16,6 +16,7 @@ from llava.errors import LawError
 from llava.exits import run_command
 from llava.files import write_json
 from llava.log import get_logger
+from llava.model.representation import spec_hash
 from llava.sweep.run import commit, environment
 from llava.train.a_score import score_alignment, write_protocol
 from llava.train.args import Arguments, as_flags, parse, program
@@ -147,7 +148,7 @@ def _score(arguments: Arguments, prepared: Prepared) -> None:
             n=found.n_samples,
             protocol=protocol,
             seed=training.seed,
-            spec_hash=prepared.spec_hash,
+            spec_hash=spec_hash(prepared.representation),
             run_dir=training.output_dir,
             commit=commit() or "",
         )

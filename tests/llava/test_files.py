@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llava import files
 from llava.errors import LawError
-from llava.files import write_json, write_text
+from llava.files import read_json, write_json, write_text
 
 
 def strict(text: str):
@@ -180,3 +180,27 @@ def test_json_round_trip(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("json") / "a.json"
     write_json(path, value)
     assert repr(strict(path.read_text(encoding="utf-8"))) == repr(value)
+
+
+def test_a_json_object(tmp_path):
+    """Comes back as it was written."""
+    write_json(tmp_path / "a.json", {"ü": [1, None]})
+    assert read_json(tmp_path / "a.json") == {"ü": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "a.json: cannot be read: No such file or directory"),
+        (b"{", "a.json: cannot be read as JSON: Expecting property name"),
+        (b"\xff", "a.json: cannot be read as JSON: 'utf-8' codec"),
+        (b"[1]", "a.json: expected a JSON object, got list"),
+    ],
+)
+def test_no_json_object(tmp_path, content, said):
+    """The file is named, and what to do about it."""
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(LawError, match=said) as error:
+        read_json(tmp_path / "a.json", "build it again")
+    assert str(error.value).endswith("; build it again")

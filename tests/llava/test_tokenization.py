@@ -173,7 +173,7 @@ def test_missing_and_damaged(tmp_path):
     folder = llama_folder("tiny_legacy_true", tmp_path / "config")
     tokenizer = load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(LawError, match="expected a mapping"):
+    with pytest.raises(LawError, match="expected a JSON object"):
         text_encoder(tokenizer)
 
 

@@ -186,6 +186,18 @@ def test_published_hyper_parameters(call):
     assert value(flags, "--mm_projector_lr") == "2e-5"
 
 
+def test_adapters_are_trained_as_the_rest(call):
+    """LoRA's script is that of stage 2 with flags behind its own, and ZeRO-3."""
+    _, flags = split(call("scripts/v1_5/train/finetune.sh", "--packing", "True"))
+    _, more = split(call("scripts/v1_5/train/finetune_lora.sh", "--packing", "True"))
+    assert (more[: len(flags) - 2], more[-2:]) == (flags[:-2], flags[-2:])
+    assert more[len(flags) - 2] == "--lora_enable"
+    _, more = split(call("scripts/v1_5/train/finetune_lora.sh", gpus=8))
+    assert value(more, "--deepspeed").endswith("zero3.json")
+    _, more = split(call("scripts/v1_5/train/finetune_lora.sh", gpus=8, ZERO="none"))
+    assert "--deepspeed" not in more
+
+
 @pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload", "fsdp"])
 def test_configs(name):
     """DeepSpeed's are what transformers reads; weights are gathered; the schedule is ours."""

@@ -54,7 +54,8 @@ settle() {
   ACCUMULATION=$((global / together))
 }
 
-# launch FLAGS...: train.py on all GPUs of this node, or on the CPU where there is none
+# launch FLAGS...: train.py on all GPUs of this node, or on the CPU where there is none, with the
+# flags that all stages share
 launch() {
   local how=(--nproc_per_node "$PROCESSES") machine=()
   if [ "$NNODES" -gt 1 ]; then
@@ -74,5 +75,27 @@ launch() {
     exit 1
   }
   exec torchrun "${how[@]}" "$ROOT/llava/train/train.py" "${machine[@]}" \
-    --per_device_train_batch_size "$PER_DEVICE" --gradient_accumulation_steps "$ACCUMULATION" "$@"
+    --per_device_train_batch_size "$PER_DEVICE" \
+    --gradient_accumulation_steps "$ACCUMULATION" \
+    --model_name_or_path "$MODEL" \
+    --data_path "$DATA" \
+    --image_folder "$IMAGES" \
+    --vision_tower "$TOWER" \
+    --output_dir "$OUTPUT" \
+    --mm_projector_type mlp2x_gelu \
+    --mm_vision_select_layer -2 \
+    --mm_use_im_start_end False \
+    --mm_use_im_patch_token False \
+    --model_max_length 2048 \
+    --num_train_epochs 1 \
+    --weight_decay 0. \
+    --warmup_ratio 0.03 \
+    --lr_scheduler_type cosine \
+    --gradient_checkpointing True \
+    --dataloader_num_workers 4 \
+    --logging_steps 1 \
+    --save_strategy steps \
+    --save_steps 1000 \
+    --save_total_limit 1 \
+    "$@"
 }

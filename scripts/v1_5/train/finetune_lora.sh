@@ -14,35 +14,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 case "${1:-}" in -h | --help) usage ;; esac
 need MODEL DATA IMAGES TOWER PROJECTOR OUTPUT
-ZERO="${ZERO:-$ROOT/scripts/zero3.json}"
-settle 128 16
-launch \
-  --model_name_or_path "$MODEL" \
-  --version v1 \
-  --data_path "$DATA" \
-  --image_folder "$IMAGES" \
-  --vision_tower "$TOWER" \
-  --pretrain_mm_mlp_adapter "$PROJECTOR" \
+export ZERO="${ZERO:-$ROOT/scripts/zero3.json}"
+exec bash "$ROOT/scripts/v1_5/train/finetune.sh" \
   --lora_enable True \
   --lora_r 128 \
   --lora_alpha 256 \
-  --mm_projector_lr 2e-5 \
-  --mm_projector_type mlp2x_gelu \
-  --mm_vision_select_layer -2 \
-  --mm_use_im_start_end False \
-  --mm_use_im_patch_token False \
-  --group_by_modality_length True \
-  --output_dir "$OUTPUT" \
-  --num_train_epochs 1 \
-  --save_strategy steps \
-  --save_steps 1000 \
-  --save_total_limit 1 \
   --learning_rate 2e-4 \
-  --weight_decay 0. \
-  --warmup_ratio 0.03 \
-  --lr_scheduler_type cosine \
-  --logging_steps 1 \
-  --model_max_length 2048 \
-  --gradient_checkpointing True \
-  --dataloader_num_workers 4 \
+  --mm_projector_lr 2e-5 \
   "$@"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from llava.errors import LawError, UsageError
 from llava.model.builder import load_pretrained_model
-from llava.model.lora import add_lora, lora_targets
+from llava.model.lora import add_lora, lora_parameters, lora_targets
 from llava.model.saving import load_projector, save_lora
 from llava.tokenization import load_tokenizer
 
@@ -26,7 +26,9 @@ def test_targets(family):
     """All linear layers of the language model; neither head, projector nor tower."""
     model = family_llava(family)
     assert lora_targets(model) == LAYERS
+    expected = lora_parameters(model, 2)
     wrapped = add_lora(model, 2, 4, 0.0)
+    assert expected == sum(p.numel() for n, p in wrapped.named_parameters() if ".lora_" in n)
     adapted = {n.partition(".lora_")[0] for n, _ in wrapped.named_parameters() if ".lora_" in n}
     assert len(adapted) == 7 * 2
     assert not any("mm_projector" in name or "lm_head" in name for name in adapted)
