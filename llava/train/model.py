@@ -3,7 +3,8 @@ dtype.
 
 Trained parameters are float32, so that small updates count, and autocast computes in bf16 or fp16.
 DeepSpeed keeps float32 copies itself and is given the compute dtype; FSDP wants one dtype and casts
-by itself, so it is given float32. Frozen parameters take the compute dtype.
+by itself, so it is given float32. A language model that is frozen whole (stage 1, LoRA, scoring)
+takes the compute dtype; in stage 2 it is float32, also what --freeze_backbone freezes of it.
 """
 
 import dataclasses

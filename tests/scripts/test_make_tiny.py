@@ -13,10 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from repository import ROOT
+from tiny_world.records import captions, instructions
+from tiny_world.tokenizer import save_tokenizer
 
 from llava.data.masks import Labeller
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
+from llava.tokenization import load_tokenizer
 from llava.train.args import parse
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -167,6 +170,19 @@ def right_answers(world, run, shift):
             if token == tokenizer.eos_token_id:
                 right, asked, correct = right + correct, asked + 1, True
     return right / asked
+
+
+def test_how_much_is_held_out(tmp_path):
+    """The README's numbers of questions about images, and of tokens that the A score is over."""
+    asked = instructions(tmp_path, "instructions_heldout", 200, 0, held_out=True)
+    turns = [turn for one in asked if "image" in one for turn in one["conversations"]]
+    text = (ROOT / "README.md").read_text()
+    assert f"of {len(turns) // 2} held-out questions about images" in text
+    save_tokenizer(tmp_path / "llm", "llama")
+    label = Labeller(load_tokenizer(tmp_path / "llm"), "plain")
+    told = captions(tmp_path, "captions_heldout", 100, 0, held_out=True)
+    scored = sum(x != -100 for one in told for x in label(one["conversations"], 1).labels)
+    assert f"Held-out captions ({len(told)} of them, {scored:,} tokens)" in text
 
 
 @pytest.mark.slow

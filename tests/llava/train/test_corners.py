@@ -13,6 +13,7 @@ from llava.errors import LawError, UsageError
 from llava.model.builder import load_pretrained_model
 from llava.train.args import parse
 from llava.train.checkpoint import locked
+from llava.train.model import loading_dtype
 from llava.train.train import main as train
 
 ANYRES = {
@@ -225,3 +226,18 @@ def test_going_on_from_another_folder(world, tmp_path):
         "checkpoint-4",
         "checkpoint-4.aside",
     ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags", "dtype"),
+    [
+        (stage1, {}, torch.bfloat16),
+        (stage2, {"lora_enable": True}, torch.bfloat16),
+        (stage2, {}, torch.float32),
+        (stage2, {"freeze_backbone": True}, torch.float32),
+    ],
+)
+def test_dtype_of_the_language_model(world, tmp_path, stage, flags, dtype):
+    """Frozen whole it takes the compute dtype; in part it is float32, as what is trained."""
+    _, _, training = parse(stage(world, tmp_path, bf16=True, **flags))
+    assert loading_dtype(training) is dtype
