@@ -105,10 +105,13 @@ def difference(recorded: Mapping[str, Any], config: Any, but_layer: bool = False
     ours = getattr(config, "mm_vision_specs", None) or []
     if not _same_names(name, own, theirs, ours):
         return f"was trained with {name}, and this model has {own}"
-    for field in ("mm_vision_select_layer", "mm_vision_select_feature"):
-        counts = field in recorded and not (but_layer and field == "mm_vision_select_layer")
-        if counts and recorded[field] != getattr(config, field, recorded[field]):
-            return f"was trained with {field} {recorded[field]}, here {getattr(config, field)}"
+    # a diffusion model is read at a block, whatever --mm_vision_select_layer was
+    no_layer = but_layer or any(_is_diffusion(part) for part in ours[:1])
+    layer = () if no_layer else ("mm_vision_select_layer",)
+    for field in (*layer, "mm_vision_select_feature", *DIFFUSION):
+        before, now = recorded.get(field), getattr(config, field, None)
+        if before is not None and now is not None and before != now:
+            return f"was trained with {field} {before}, here {now}"
     aside = {"layer"} if but_layer else set()
     for before, now in zip(theirs, ours, strict=False):  # one may name none
         for field in sorted((set(before) & set(now)) - aside):
@@ -124,12 +127,18 @@ def _same_names(name: str, own: str, theirs: Sequence[Mapping], ours: Sequence[M
     The last part of a name is enough, since a hub id may lie in a folder.
     """
     if not theirs or not ours:
+        if any(map(_is_diffusion, ours)):  # options are in our names, fields in published configs
+            own = ".".join(part["id"] for part in ours)
         return Path(name).name == Path(own).name
     return len(theirs) == len(ours) and all(
         Path(before["id"]).name == Path(now["id"]).name
         or (before.get("digest") and before["digest"] == now.get("digest"))
         for before, now in zip(theirs, ours, strict=True)
     )
+
+
+def _is_diffusion(part: Mapping[str, Any]) -> bool:
+    return part.get("up_ft_index") is not None
 
 
 def _check_used(replacements: Mapping[str, str], ids: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Projectors written and read, and what does not fit."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -9,11 +10,14 @@ from llavas import CLIP, MODELS, SIGLIP, arguments, family_llava, folders, golde
 
 from llava.errors import LawError, UsageError
 from llava.model.builder import load_pretrained_model
+from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.registry import resolve
+from llava.model.representation import difference, record
 from llava.model.saving import load_projector, projector_file, read_tensors, save_projector
 from llava.model.trainable import trainable
 from llava.tokenization import load_tokenizer
 
+SD = "runwayml/stable-diffusion-v1-5"
 KEYS = [f"model.mm_projector.{i}.{what}" for i in (0, 2) for what in ("bias", "weight")]
 
 
@@ -111,6 +115,21 @@ def test_of_another_layer(tmp_path, change, said):
             arguments(pretrain_mm_mlp_adapter=str(tmp_path / "mm_projector.bin")),
             representation=spec,
         )
+
+
+def test_of_another_block():
+    """A published config of a diffusion tower has the flag's layer, which nothing was read at."""
+    config = SimpleNamespace()
+    record(config, resolve(SD, diffusion=DiffusionOptions.of({"t": 261})))
+    theirs = {
+        "mm_vision_tower": SD,
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "up_ft_index": config.up_ft_index,
+        "t": 261,
+    }
+    assert difference(theirs, config) == ""
+    assert difference(theirs | {"t": 1}, config) == "was trained with t 1, here 261"
 
 
 def test_of_other_weights(tmp_path):
