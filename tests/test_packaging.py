@@ -4,11 +4,14 @@ import configparser
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
 from repository import PACKAGES, ROOT, tracked
+
+from llava.config import read_yaml
 
 DATA = (".yaml", ".csv", ".html", ".css")
 
@@ -104,3 +107,19 @@ def test_diffusers_folder_is_no_package():
     """A .py file at its top would be imported in the place of the library."""
     folder = ROOT / "diffusers"
     assert sorted(path.name for path in folder.glob("*.py")) == []
+
+
+def test_diffusers_folder_installs_what_the_extra_does():
+    """`cd diffusers && pip install -e .` and the extra ask for the same versions, as towers do."""
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = ours["optional-dependencies"]
+    there = tomllib.loads((ROOT / "diffusers" / "pyproject.toml").read_text())["project"]
+    assert there["dependencies"] == extras["diffusion"]
+    assert there["optional-dependencies"]["xformers"] == extras["xformers"]
+    assert there["requires-python"] == ours["requires-python"]
+    folder = ROOT / "llava" / "model" / "multimodal_encoder" / "families"
+    needs = [read_yaml(path)["needs"] for path in folder.glob("*.yaml")]
+    assert sum(need == extras["diffusion"] for need in needs) == 8
+    assert not any(
+        "diffusers" in text for need in needs for text in need if need != extras["diffusion"]
+    )

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from repository import ROOT
 from safetensors.torch import load_file, save_file
 
+from C_score.options import options
 from llava.errors import LawError, MissingPackageError, UsageError
 from llava.extraction import main as law_features
 from llava.model.multimodal_encoder import known
@@ -54,6 +57,19 @@ def test_the_papers_towers(name, size, block, grid, dim):
     assert (spec.t, spec.ensemble_size, spec.compat, spec.seed) == (1, 1, "reference", 0)
     assert spec.prompt in ("", None)
     assert (spec.mean, spec.std, spec.resize) == ((0.5,) * 3, (0.5,) * 3, "squash")
+
+
+def test_the_docs_table():
+    """Every row of docs/diffusion.md is what its name stands for, also as the C score's option."""
+    text = (ROOT / "docs" / "diffusion.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\S+)` (\S+) \| (\S+) \| (\d+) .*? \| (.*) \| (.*) \|$", text, re.M)
+    assert len(rows) == 6
+    for name, known_id, option, size, tokens, width in rows:
+        (spec,) = resolve(name).parts
+        assert (spec.id, str(spec.size)) == (known_id, size)
+        assert options()[option].tower == known_id
+        assert tokens == "{} x {}".format(*spec.grid)
+        assert math.prod(map(int, width.split(" x "))) == spec.dim
 
 
 @pytest.mark.parametrize(("model", "depth"), MODELS.items())
@@ -138,7 +154,7 @@ def test_grids_are_settled():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "asked", "message"),
     [
         ("sd1.5", {"up_ft_index": 4}, r"has blocks 0 to 3 \(or -1 to -4\), got 4"),
         ("dit", {"up_ft_index": -29}, r"has blocks 0 to 27 \(or -1 to -28\), got -29"),
@@ -165,10 +181,10 @@ def test_grids_are_settled():
         ("clip@336.sd1.5", {"img_size": 512}, "24 x 24, .* 16 x 16"),
     ],
 )
-def test_refused(name, options, message):
+def test_refused(name, asked, message):
     """Before anything is read, with what to take in its place."""
     with pytest.raises(UsageError, match=message):
-        resolve(name, diffusion=DiffusionOptions(**options))
+        resolve(name, diffusion=DiffusionOptions(**asked))
 
 
 def test_no_class_token():
