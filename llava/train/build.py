@@ -126,7 +126,7 @@ def representation_of(model: ModelArguments) -> Representation | None:
     """What the flags say of the towers; None for a language model alone."""
     if not model.vision_tower:
         return None
-    found = resolve(
+    return resolve(
         model.vision_tower,
         join=model.mm_vision_join,
         select=model.mm_vision_select_feature,
@@ -135,14 +135,6 @@ def representation_of(model: ModelArguments) -> Representation | None:
         replace=parse_replacements(model.tower_alias),
         diffusion=DiffusionOptions.of(model),
     )
-    if model.mm_vision_select_layer is not None and all(spec.t is not None for spec in found.parts):
-        logger.warning(
-            "--mm_vision_select_layer %d has no effect: %s has blocks, of which --up_ft_index "
-            "chooses one",
-            model.mm_vision_select_layer,
-            found.name,
-        )
-    return found
 
 
 def examine(
@@ -152,6 +144,7 @@ def examine(
 ) -> tuple[ConversationDataset, Survey]:
     """The samples, and what reading all of them once found."""
     model, data, training = arguments
+    _say_unused_layer(model, representation)
     records = Records(data.data_path)
     # Text is cut where images are counted, too: in the survey, which says how much was cut.
     labeller = Labeller(tokenizer, model.version, None, model.mm_use_im_start_end)
@@ -179,6 +172,17 @@ def examine(
         features=features,
     )
     return dataset, surveyed
+
+
+def _say_unused_layer(model: ModelArguments, representation: Representation | None) -> None:
+    layer, parts = model.mm_vision_select_layer, representation.parts if representation else ()
+    if layer is not None and parts and all(spec.t is not None for spec in parts):
+        logger.warning(
+            "--mm_vision_select_layer %d has no effect: %s has blocks, of which --up_ft_index "
+            "chooses one",
+            layer,
+            representation.name,
+        )
 
 
 def image_source(

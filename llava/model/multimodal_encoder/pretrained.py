@@ -77,14 +77,17 @@ def _stamps(files: list[Path]) -> tuple[tuple[str, int, int], ...]:
     return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
 
-def unread(tower_id: str, source: str, error: Exception) -> str:
-    """Why weights cannot be read and what to do: mend a folder, or fetch a hub id."""
+def unread(tower_id: str, source: str, error: Exception, filters: str = "") -> str:
+    """Why weights cannot be read and what to do: mend a folder, or fetch a hub id.
+
+    `filters` are flags of the download that leave out what no tower reads.
+    """
     said = f"the weights of {source} cannot be read: {first_line(error)}"
     if Path(source).is_dir():
         return f"{said}; expected a folder as save_pretrained writes it"
     return (
-        f"{said}. Fetch them with `hf download {source}` where there is a network, or name a local "
-        f"folder by --tower-alias {tower_id}=FOLDER"
+        f"{said}. Fetch them with `hf download {source}{filters}` where there is a network, or "
+        f"name a local folder by --tower-alias {tower_id}=FOLDER"
     )
 
 

@@ -83,7 +83,6 @@ launch() {
     --vision_tower "$TOWER" \
     --output_dir "$OUTPUT" \
     --mm_projector_type mlp2x_gelu \
-    --mm_vision_select_layer -2 \
     --mm_use_im_start_end False \
     --mm_use_im_patch_token False \
     --model_max_length 2048 \

@@ -17,6 +17,8 @@ WEIGHTS = (
     "model*.safetensors",
     "pytorch_model*.bin",
 )
+TEXTS = (".json", ".txt", ".model")
+"""Configs and tokenizers, of which PixArt's are files of sentencepiece."""
 VARIANTS = (".fp16.", ".non_ema.", ".bf16.")
 """In names of files that lie beside the weights and are never read."""
 
@@ -92,7 +94,7 @@ def files_of(folder: Path, index: dict) -> list[Path]:
     """
     found = [folder / INDEX]
     for part in sorted(name for name in index if _is_there(index, name) and name not in UNUSED):
-        files = sorted(p for p in (folder / part).glob("*") if p.suffix in (".json", ".txt"))
+        files = sorted(p for p in (folder / part).glob("*") if p.suffix in TEXTS)
         weights = next(filter(None, (_weights(folder / part, pattern) for pattern in WEIGHTS)), [])
         if not files or not (weights or part.startswith(("tokenizer", "scheduler"))):
             raise LawError(

@@ -71,7 +71,7 @@ class DiffusionTower(VisionTower):
         self.load_others()
         self.vae = read_model(self.spec, "vae", diffusers.AutoencoderKL, self._vae_dtype())
         self.vae.decoder = self.vae.post_quant_conv = None
-        self.vae.enable_slicing()  # as fast, and an image's latent is the same in any batch
+        self.vae.enable_slicing()  # the memory of one image, and its latent in any batch
         choose_attention(self.network, self.vae)
 
     @abstractmethod

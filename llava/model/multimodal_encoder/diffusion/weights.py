@@ -18,6 +18,9 @@ ATTENTION = "LAW_ATTENTION"
 """Environment variable: `sdpa` (torch's, the default) or `xformers`. No feature depends on it
 beyond rounding, so it is a matter of the machine and not of the spec."""
 
+FILTERS = " --include model_index.json '*/*' --exclude '*fp16*' 'safety_checker/*'"
+"""Of a download: repositories of diffusion models hold their weights several times."""
+
 _configs_only: ContextVar[bool] = ContextVar("configs_only", default=False)
 
 
@@ -55,7 +58,7 @@ def read_model(spec: TowerSpec, part: str, model_class: Any, dtype: torch.dtype)
                 source, subfolder=part, output_loading_info=True, **named
             )
     except Exception as error:  # OSError, SafetensorError, UnpicklingError, KeyError, ...
-        raise LawError(f"{part}: {unread(spec.id, source, error)}") from error
+        raise LawError(f"{part}: {unread(spec.id, source, error, FILTERS)}") from error
     if missing := sorted(found["missing_keys"]):
         raise LawError(
             f"{source}: {part} lacks {len(missing)} weights, such as {missing[0]}; expected a "
@@ -79,7 +82,7 @@ def read_plain(spec: TowerSpec, part: str, plain_class: Any) -> Any:
         with quiet():
             return plain_class.from_pretrained(source, subfolder=part)
     except Exception as error:  # OSError, ValueError, JSON and tokenizers' own
-        raise LawError(f"{part}: {unread(spec.id, source, error)}") from error
+        raise LawError(f"{part}: {unread(spec.id, source, error, FILTERS)}") from error
 
 
 def read_scheduler(spec: TowerSpec, scheduler_class: Any) -> Any:
@@ -91,7 +94,7 @@ def read_scheduler(spec: TowerSpec, scheduler_class: Any) -> Any:
                 scheduler_class.load_config(source, subfolder="scheduler")
             )
     except Exception as error:  # OSError, JSON, ValueError of its own fields
-        raise LawError(f"scheduler: {unread(spec.id, source, error)}") from error
+        raise LawError(f"scheduler: {unread(spec.id, source, error, FILTERS)}") from error
 
 
 def choose_attention(*models: nn.Module) -> None:
