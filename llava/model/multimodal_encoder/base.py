@@ -3,6 +3,7 @@
 Letters in shapes: B images, N tokens, C channels, H x W grid, S side of the input in pixels.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,13 @@ from torch import nn
 
 from llava.model.multimodal_encoder.preprocess import check_frame, pixels
 from llava.model.multimodal_encoder.spec import TowerSpec
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Features are a function of the tower's dtype, not of who calls it in which context."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,8 @@ class VisionTower(nn.Module, ABC):
         """Selected tokens [B, N, C], patches row by row, in the tower's dtype."""
         if not len(pixels_BCSS):
             return self._anchor.new_empty(0, self.num_tokens, self.dim)
-        return self.selected(self.encode(pixels_BCSS.to(self.device, self.dtype), **given))
+        with _without_autocast(self.device):
+            return self.selected(self.encode(pixels_BCSS.to(self.device, self.dtype), **given))
 
     def selected(self, tokens_BNC: torch.Tensor) -> torch.Tensor:
         """The tokens that `spec.select` names, out of all of a block's."""

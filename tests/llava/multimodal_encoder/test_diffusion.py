@@ -59,8 +59,7 @@ def test_golden(case):
     tower = tower_of(model, case["size"], **changes)
     pixels = tower.preprocess(pictures()[: case["B"]])
     assert torch.equal(pixels, golden()[f"pixels_{case['size']}"][: case["B"]])
-    noise = {name: golden()[f"{key}_{name}"] for name in ("vae_eps", "noise")}
-    tokens = tower(pixels, **noise)
+    tokens = tower(pixels, vae_eps=golden()[f"{key}_eps_vae"], noise=golden()[f"{key}_noise"])
     assert tokens.shape == (case["B"], math.prod(tower.grid), tower.dim)
     torch.testing.assert_close(tokens, golden()[f"{key}_tokens"], rtol=0, atol=1e-5)
 
@@ -317,6 +316,19 @@ def test_float16_keeps_a_vae_that_overflows_wide():
     assert (tower.vae.dtype, tower.network.dtype) == (torch.float32, torch.float16)
     mean, _ = tower.latent_moments(tower.preprocess(photos(1)).half())
     assert mean.dtype == torch.float16
+    cast = build_tower(spec).to(torch.float16)
+    cast.latent_moments(cast.preprocess(photos(1)))
+    assert (cast.vae.dtype, cast.network.dtype) == (torch.float32, torch.float16)
+
+
+@pytest.mark.parametrize("model", ["sd15", "sd3"])
+def test_autocast_changes_nothing(model):
+    """Features in bfloat16 are those of bfloat16 weights, in whatever context they are computed."""
+    tower = build_tower(resolve(f"{GOLDEN / model}@64"), dtype=torch.bfloat16)
+    pixels = tower.preprocess(photos(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = tower(pixels)
+    assert torch.equal(inside, tower(pixels))
 
 
 def test_store_equals_the_tower(tmp_path):

@@ -69,7 +69,8 @@ class DiffusionTower(VisionTower):
         for name, value in self._conditions().items():
             self.register_buffer(name, value.to(self.dtype), persistent=False)
         self.load_others()
-        self.vae = read_model(self.spec, "vae", diffusers.AutoencoderKL, self._vae_dtype())
+        self.vae = read_model(self.spec, "vae", diffusers.AutoencoderKL, torch.float32)
+        self._settle_vae()
         self.vae.decoder = self.vae.post_quant_conv = None
         self.vae.enable_slicing()  # the memory of one image, and its latent in any batch
         choose_attention(self.network, self.vae)
@@ -127,6 +128,7 @@ class DiffusionTower(VisionTower):
 
     def latent_moments(self, pixels_BCSS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation [B, C, h, w] of the VAE's posterior."""
+        self._settle_vae()
         posterior = self.vae.encode(pixels_BCSS.to(self.vae.dtype)).latent_dist
         mean, std = posterior.mean.to(self.dtype), posterior.std.to(self.dtype)
         return mean, torch.zeros_like(std) if self.spec.vae_sample == "mode" else std
@@ -223,14 +225,12 @@ class DiffusionTower(VisionTower):
     def _block_lists(self) -> list[nn.ModuleList]:
         return [self.network.get_submodule(name) for name in self.blocks]
 
-    def _vae_dtype(self) -> torch.dtype:
-        """float16 overflows in the VAEs that say `force_upcast`."""
-        if self.dtype != torch.float16:
-            return self.dtype
-        from diffusers import AutoencoderKL
-
-        config = AutoencoderKL.load_config(self.source, subfolder="vae")
-        return torch.float32 if config.get("force_upcast") else self.dtype
+    def _settle_vae(self) -> None:
+        """Casts the VAE to the tower's dtype; in float16 those that `force_upcast` overflow."""
+        wide = self.dtype == torch.float16 and self.vae.config.get("force_upcast")
+        dtype = torch.float32 if wide else self.dtype
+        if self.vae.dtype != dtype:
+            self.vae.to(dtype)
 
     @classmethod
     def cost(cls, spec: TowerSpec) -> Cost:

@@ -18,7 +18,9 @@ ATTENTION = "LAW_ATTENTION"
 """Environment variable: `sdpa` (torch's, the default) or `xformers`. No feature depends on it
 beyond rounding, so it is a matter of the machine and not of the spec."""
 
-FILTERS = " --include model_index.json '*/*' --exclude '*fp16*' 'safety_checker/*'"
+FILTERS = (
+    " --include model_index.json --include '*/*' --exclude '*fp16*' --exclude 'safety_checker/*'"
+)
 """Of a download: repositories of diffusion models hold their weights several times."""
 
 _configs_only: ContextVar[bool] = ContextVar("configs_only", default=False)
