@@ -44,7 +44,7 @@ from llava.train.estimate import (
     memory,
     training_flops,
 )
-from llava.train.model import frame, projector_type, tokens_per_image
+from llava.train.model import frame, loading_dtype, projector_type, tokens_per_image
 
 GB = 1e9
 TERA = 1e12
@@ -315,6 +315,7 @@ def _way(found: _Found) -> Way:
         offload_weights=_offloaded(zero, "offload_param"),
         offload_optimizer=_offloaded(zero, "offload_optimizer"),
         half=training.bf16 or training.fp16,
+        frozen_bytes=loading_dtype(training).itemsize,
         checkpointing=bool(training.gradient_checkpointing),
         supervised=min(1.0, float((survey.supervised / survey.tokens).max())),
     )

@@ -85,6 +85,8 @@ class Way:
     """The optimizer's states in the memory of the host."""
     half: bool = True
     """Whether bf16 or fp16 is computed in."""
+    frozen_bytes: int = 2
+    """Of a frozen weight, which may be wider than what is computed in."""
     checkpointing: bool = True
     supervised: float = 0.5
     """Share of positions with a label, at most, whose logits exist."""
@@ -95,7 +97,7 @@ def memory(sizes: Sizes, way: Way) -> dict[str, float]:
     compute = 2 if way.half else 4
     # without DeepSpeed what is trained is float32 itself; DeepSpeed has float32 copies besides
     trained_bytes = compute if way.zero else 4
-    weights = sizes.frozen * compute + sizes.trained * trained_bytes
+    weights = sizes.frozen * way.frozen_bytes + sizes.trained * trained_bytes
     gradients = sizes.trained * trained_bytes
     optimizer = sizes.trained * (ADAM + (4 if way.zero and way.half else 0))
     shards = way.processes if way.zero >= 2 else 1

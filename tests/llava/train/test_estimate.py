@@ -79,6 +79,15 @@ def test_disk():
     assert disk(STAGE2, way, partial=False, keep=5, saves=1) == 12 * n + 4 * n
 
 
+def test_frozen_weights_may_be_wide():
+    """What stage 2 freezes of a language model stays float32."""
+    sizes = dataclasses.replace(STAGE2, frozen=VICUNA, trained=PROJECTOR)
+    wide, narrow = (
+        memory(sizes, Way(batch=1, length=2048, frozen_bytes=size))["weights"] for size in (4, 2)
+    )
+    assert wide - narrow == 2 * VICUNA
+
+
 def test_towers():
     """CLIP ViT-L/14 has 303 M parameters; one of its 24 blocks is not run."""
     (clip,) = resolve("openai/clip-vit-large-patch14").parts
