@@ -19,7 +19,7 @@ WEIGHTS = (
 )
 TEXTS = (".json", ".txt", ".model")
 """Configs and tokenizers, of which PixArt's are files of sentencepiece."""
-VARIANTS = (".fp16.", ".non_ema.", ".bf16.")
+VARIANTS = (".fp16", ".non_ema", ".bf16")
 """In names of files that lie beside the weights and are never read."""
 
 
@@ -94,8 +94,10 @@ def files_of(folder: Path, index: dict) -> list[Path]:
     """
     found = [folder / INDEX]
     for part in sorted(name for name in index if _is_there(index, name) and name not in UNUSED):
-        files = sorted(p for p in (folder / part).glob("*") if p.suffix in TEXTS)
-        weights = next(filter(None, (_weights(folder / part, pattern) for pattern in WEIGHTS)), [])
+        paths = sorted(p for p in (folder / part).glob("*") if not _is_variant(p.name))
+        files = [p for p in paths if p.suffix in TEXTS]
+        sets = ([p for p in paths if p.match(pattern)] for pattern in WEIGHTS)
+        weights = next(filter(None, sets), [])
         if not files or not (weights or part.startswith(("tokenizer", "scheduler"))):
             raise LawError(
                 f"{folder}: {part}/ lacks {'weights' if files else 'its config'}; expected a "
@@ -105,9 +107,9 @@ def files_of(folder: Path, index: dict) -> list[Path]:
     return found
 
 
-def _weights(folder: Path, pattern: str) -> list[Path]:
-    paths = sorted(folder.glob(pattern))
-    return [path for path in paths if not any(part in path.name for part in VARIANTS)]
+def _is_variant(name: str) -> bool:
+    """Also a shard, `model.fp16-00001-of-00002.safetensors`, and its index."""
+    return any(part in name for part in VARIANTS)
 
 
 def names_digest(folder: Path, files: list[Path]) -> bytes:
