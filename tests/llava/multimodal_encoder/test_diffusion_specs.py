@@ -330,3 +330,78 @@ def test_cost(model):
     if model in ("sd15", "sdxl"):
         twice = tower_class(spec).cost(dataclasses.replace(spec, ensemble_size=2))
         assert cost.flops < twice.flops < 2 * cost.flops
+
+
+def tokens_of(folder: Path) -> torch.Tensor:
+    """What the tower of a folder gives for a picture."""
+    tower = build_tower(f"{folder}@64")
+    return tower(torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("model", ["imsd", "dit"])
+def test_pickled_weights(tmp_path, model):
+    """Repositories without safetensors are read, without unpickling anything but tensors."""
+    folder = Path(shutil.copytree(GOLDEN / model, tmp_path / model))
+    for path in list(folder.glob("*/*.safetensors")):
+        name = path.with_suffix(".bin").name.replace("model.bin", "pytorch_model.bin")
+        name = name.replace("diffusion_pytorch_pytorch", "diffusion_pytorch")
+        torch.save(load_file(path), path.with_name(name))
+        path.unlink()
+    # weights lie elsewhere in memory, which moves the last digits of sums
+    torch.testing.assert_close(tokens_of(folder), tokens_of(GOLDEN / model), rtol=0, atol=1e-6)
+    path = next(folder.glob("vae/*.bin"))
+    torch.save({"encoder.conv_in.weight": Trap()}, path)
+    with pytest.raises(LawError, match="vae: the weights of"):
+        build_tower(f"{folder}@64")
+    assert not Trap.sprung
+
+
+class Trap:
+    """An object that would run code when it is unpickled."""
+
+    sprung = False
+
+    def __reduce__(self):
+        return (setattr, (Trap, "sprung", True))
+
+
+def test_older_names(tmp_path):
+    """DiT's repository names the class that its transformer had then, VAEs their old attention."""
+    folder = Path(shutil.copytree(GOLDEN / "dit", tmp_path / "dit"))
+    edit(
+        folder / "model_index.json",
+        id2label={"0": "tench"},
+        transformer=["diffusers", "Transformer2DModel"],
+    )
+    edit(
+        folder / "transformer" / "config.json",
+        _class_name="Transformer2DModel",
+        only_cross_attention=False,
+        use_linear_projection=False,
+        num_vector_embeds=0,
+    )
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = {}
+    for name, tensor in load_file(path).items():
+        for new, before in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
+        weights[name] = tensor
+    assert any("proj_attn" in name for name in weights)
+    save_file(weights, path, {"format": "pt"})
+    edit(folder / "vae" / "config.json", force_upcast=None, shift_factor=None, latents_mean=None)
+    torch.testing.assert_close(tokens_of(folder), tokens_of(GOLDEN / "dit"), rtol=0, atol=1e-6)
+
+
+def test_whole_repositories(tmp_path):
+    """T5, safety checkers and half-precision copies may lie beside; nothing of them is read."""
+    folder = Path(shutil.copytree(GOLDEN / "sd3", tmp_path / "sd3"))
+    edit(
+        folder / "model_index.json",
+        text_encoder_3=["transformers", "T5EncoderModel"],
+        tokenizer_3=["transformers", "T5TokenizerFast"],
+    )
+    (folder / "text_encoder_3").mkdir()
+    (folder / "text_encoder_3" / "model.safetensors").write_bytes(b"not weights")
+    (folder / "transformer" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"nor these")
+    torch.testing.assert_close(tokens_of(folder), tokens_of(GOLDEN / "sd3"), rtol=0, atol=1e-6)

@@ -18,9 +18,7 @@ ATTENTION = "LAW_ATTENTION"
 """Environment variable: `sdpa` (torch's, the default) or `xformers`. No feature depends on it
 beyond rounding, so it is a matter of the machine and not of the spec."""
 
-FILTERS = (
-    " --include model_index.json --include '*/*' --exclude '*fp16*' --exclude 'safety_checker/*'"
-)
+FILTERS = " --include model_index.json --include '*/*' --exclude '*fp16*' --exclude 'safety_checker/*' --exclude 'text_encoder_3/*'"
 """Of a download: repositories of diffusion models hold their weights several times."""
 
 _configs_only: ContextVar[bool] = ContextVar("configs_only", default=False)
@@ -127,7 +125,7 @@ def quiet() -> Iterator[None]:
     from llava.model.multimodal_encoder.vit import quiet as quiet_transformers
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # a folder without safetensors is an ERROR to it
     logging.disable_progress_bar()
     try:
         with quiet_transformers(), warnings.catch_warnings():
