@@ -18,7 +18,16 @@ ATTENTION = "LAW_ATTENTION"
 """Environment variable: `sdpa` (torch's, the default) or `xformers`. No feature depends on it
 beyond rounding, so it is a matter of the machine and not of the spec."""
 
-FILTERS = " --include model_index.json --include '*/*' --exclude '*fp16*' --exclude 'safety_checker/*' --exclude 'text_encoder_3/*'"
+FILTERS = "".join(
+    f" --{flag} '{pattern}'"
+    for flag, pattern in (
+        ("include", "model_index.json"),
+        ("include", "*/*"),
+        ("exclude", "*fp16*"),
+        ("exclude", "safety_checker/*"),
+        ("exclude", "text_encoder_3/*"),
+    )
+)
 """Of a download: repositories of diffusion models hold their weights several times."""
 
 _configs_only: ContextVar[bool] = ContextVar("configs_only", default=False)
