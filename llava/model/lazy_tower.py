@@ -43,7 +43,8 @@ class LazyTower:
     def load_model(self, device_map: object = None) -> torch.nn.Module:
         """Reads the weights, once; gives the module. (`device_map` is LLaVA's, without effect.)"""
         if self._tower is None:
-            with _whole_weights():
+            # weights made in inference mode could never be cast or moved
+            with _whole_weights(), torch.inference_mode(False):
                 tower = build_tower(self.representation, self.frame, self._dtype, self._device)
             self._tower = tower
         return self._tower

@@ -77,12 +77,14 @@ def _stamps(files: list[Path]) -> tuple[tuple[str, int, int], ...]:
     return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
 
-def unread(tower_id: str, source: str, error: Exception, filters: str = "") -> str:
+def unread(
+    tower_id: str, source: str, error: Exception, what: str = "weights", filters: str = ""
+) -> str:
     """Why weights cannot be read and what to do: mend a folder, or fetch a hub id.
 
     `filters` are flags of the download that leave out what no tower reads.
     """
-    said = f"the weights of {source} cannot be read: {first_line(error)}"
+    said = f"the {what} of {source} cannot be read: {first_line(error)}"
     if Path(source).is_dir():
         return f"{said}; expected a folder as save_pretrained writes it"
     return (
@@ -113,12 +115,16 @@ def _configs(source: str, known: list[str]) -> tuple[dict, dict | None]:
             return {}, _required(source, diffusion.INDEX)
         return _read(source, "config.json", known), None
     try:
-        return _read(source, "config.json", known), None
+        config = _read(source, "config.json", known)
     except UsageError:  # it has none, or cannot be reached
         index = _read(source, diffusion.INDEX, ())
         if index is None:
             raise
         return {}, index
+    if "model_type" not in config and "pretrained_cfg" not in config:
+        index = _read(source, diffusion.INDEX, ())  # a config of something else lies beside
+        return (config, None) if index is None else ({}, index)
+    return config, None
 
 
 def _family_of(source: str, config: dict, families: Mapping[str, Family]) -> Family:

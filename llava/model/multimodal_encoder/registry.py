@@ -126,8 +126,12 @@ def resolve(
         for spec, part in zip(own, asked, strict=True)
     ]
     diffusion = diffusion or DiffusionOptions()
-    own = diffusion.applied(own)
-    own = [part.options.applied([spec])[0] for spec, part in zip(own, asked, strict=True)]
+    diffusion.check_taken(own)
+    for spec, part in zip(own, asked, strict=True):
+        part.options.check_taken([spec])
+    own = [
+        diffusion.under(part.options).applied(spec) for spec, part in zip(own, asked, strict=True)
+    ]
     wanted = [
         diffusion.img_size if part.size is None and spec.t is not None else part.size
         for spec, part in zip(own, asked, strict=True)
@@ -147,6 +151,8 @@ def spec_of(known: str, replace: Mapping[str, str] | None = None) -> TowerSpec:
     source = (replace or {}).get(known, known)
     if source in towers() and not Path(source).is_dir():
         spec = towers()[source]
+        if known in (replace or {}) and source == known:  # its own id, and not the usual copy
+            spec = dataclasses.replace(spec, weights="")
     else:
         spec = read_spec(source, families())
     if source != known:
@@ -210,7 +216,11 @@ def _parse(text: str) -> list[Asked] | None:
             size, rest = int(asked[1]), rest[asked.end() :]
         options = {}
         while option := OPTION.match(rest):
+            if option[1] in options:
+                raise UsageError(f"'{text}' says {option[1]} twice")
             options[option[1]], rest = option[2], rest[option.end() :]
+        if options and (late := re.match(r"@[0-9]+", rest)):
+            raise UsageError(f"'{text}': the size {late[0]} stands before the options")
         part = Asked(known, size, DiffusionOptions.read(options) if options else DiffusionOptions())
         if not rest:
             return [part]
@@ -323,6 +333,8 @@ def parse_replacements(pairs: Sequence[str]) -> dict[str, str]:
         part, *more = _parts(old)
         if more:
             raise UsageError(f"'{old}' names several towers; replace them one by one")
+        if part.size or part.options.given:
+            raise UsageError(f"'{old}': name the tower alone, {part.known}, without its settings")
         if _is_folder(new):
             found[part.known] = _folder_id(new)
         else:

@@ -7,6 +7,7 @@ measured apart from the towers, on the whole networks as diffusers builds them.
 import dataclasses
 import functools
 import json
+import re
 
 import diffusers
 import pytest
@@ -20,7 +21,7 @@ from llava.model.multimodal_encoder.diffusion.facts import facts_of
 from llava.model.multimodal_encoder.diffusion.tower import DiffusionTower
 from llava.model.multimodal_encoder.diffusion.weights import configs_only
 from llava.model.multimodal_encoder.known import families
-from llava.model.multimodal_encoder.registry import resolve
+from llava.model.multimodal_encoder.registry import resolve, tower_class
 from llava.model.multimodal_encoder.spec import TowerSpec
 
 CONFIGS = ROOT / "benchmarks" / "diffusion_configs"
@@ -293,3 +294,20 @@ def test_flops_of_the_vae(name, size, giga):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         tower.latent_moments(pixels)
     assert round(counter.get_total_flops() / 1e9) == giga
+
+
+@pytest.mark.slow
+def test_the_docs_table():
+    """FLOPs and parameters in docs/diffusion.md are those of the towers at their own sizes."""
+    text = (ROOT / "docs" / "diffusion.md").read_text(encoding="utf-8")
+    table = text[text.index("in GFLOP") :]
+    for name in FOLDERS:
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+        cells = [
+            [int(number) for number in re.findall(r"\d+", cell)] for cell in row.split("|")[2:-1]
+        ]
+        (vae,), network, _, (share,), (kept,) = cells
+        cost = tower_class(spec_of(name)).cost(spec_of(name))
+        assert vae + sum(network) == pytest.approx(cost.flops / 1e9, abs=2)
+        assert share == round(100 * vae / (vae + sum(network)))
+        assert kept == round(cost.parameters / 1e6)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from C_score.options import options
 from llava.errors import LawError, MissingPackageError, UsageError
 from llava.extraction import main as law_features
-from llava.model.multimodal_encoder import known
+from llava.model.multimodal_encoder import known, pretrained, registry
 from llava.model.multimodal_encoder.builder import build_tower
 from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.diffusion.weights import ATTENTION
@@ -24,6 +24,7 @@ from llava.model.multimodal_encoder.registry import resolve, tower_class
 GOLDEN = ROOT / "tests" / "golden" / "diffusion"
 MODELS = {"sd15": 4, "sd21": 4, "imsd": 4, "sdxl": 3, "dit": 3, "sd3": 3}
 SD15 = "runwayml/stable-diffusion-v1-5"
+DIT = "facebook/DiT-XL-2-512"
 CLIP336 = "openai/clip-vit-large-patch14-336"
 
 
@@ -139,6 +140,10 @@ def test_a_names_option_counts_before_a_flag():
     """What is said of one part is meant for it alone."""
     found = resolve("sd1.5:t=5.sd2.1", diffusion=DiffusionOptions(t=9, img_size=512))
     assert [(part.t, part.size) for part in found.parts] == [(5, 512), (9, 512)]
+    # what only both together allow
+    assert resolve("sd3:compat=clean", diffusion=DiffusionOptions(t=500)).parts[0].t == 500
+    found = resolve("sd1.5:up_ft_index=1", diffusion=DiffusionOptions(up_ft_index=9))
+    assert found.parts[0].block == 2
 
 
 def test_grids_are_settled():
@@ -173,7 +178,13 @@ def test_grids_are_settled():
         ("sd1.5", {"compat": "cleen"}, "unknown compat 'cleen'; did you mean 'clean'"),
         ("sd1.5", {"vae_sample": "mod"}, "did you mean 'mode'"),
         ("dit", {"prompt": "a cat"}, "has no tower with a prompt"),
-        ("clip", {"t": 1}, "--t 1: openai/clip-vit-large-patch14 has no diffusion tower"),
+        ("clip", {"t": 1}, "t 1: openai/clip-vit-large-patch14 has no diffusion tower"),
+        ("sd1.5:t=1:t=2", {}, "says t twice"),
+        ("sd1.5:t=1@512", {}, "the size @512 stands before the options"),
+        ("sd1.5:t= 5", {}, "t= 5: expected a whole number"),
+        ("sd1.5:t=1_0", {}, "t=1_0: expected a whole number"),
+        ("sd1.5:seed=1", {}, "write noise_seed=N"),
+        ("sd1.5:img_size=512", {}, "write the size behind the name: NAME@512"),
         ("sd1.5:q=1", {}, "unknown option of a diffusion tower 'q'"),
         ("sd1.5:tt=1", {}, "did you mean 't'"),
         ("sd1.5:t=x", {}, "t=x: expected a whole number"),
@@ -308,6 +319,71 @@ def test_another_folder_for_a_known_tower():
     assert found.name == f"{SD15}@64"
     assert found.parts[0].dim == 16
     assert found.parts[0].hash() != resolve("sd1.5@64").parts[0].hash()
+
+
+def test_an_alias_of_another_depth():
+    """The block in a name is counted in the weights that are read."""
+    found = {
+        index: resolve(f"dit@64:up_ft_index={index}", replace={DIT: str(GOLDEN / "dit")}).name
+        for index in (0, 1, 2, -1)
+    }
+    assert found[2] == found[-1] == f"{DIT}@64"
+    assert (found[0], found[1]) == (f"{DIT}@64:up_ft_index=0", f"{DIT}@64:up_ft_index=1")
+
+
+def test_the_publishers_own_repository():
+    """`--tower-alias ID=ID` reads what a cache still has, and not the copy."""
+    assert resolve("sd1.5").parts[0].weights == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    replace = registry.parse_replacements([f"sd1.5={SD15}"])
+    assert resolve("sd1.5", replace=replace).parts[0].weights == ""
+    for text in ("sd1.5@512=x", "sd1.5:t=3=x"):
+        with pytest.raises(UsageError):
+            registry.parse_replacements([text])
+
+
+def test_a_config_of_something_else_beside(monkeypatch):
+    """Of a hub repository: its model_index.json counts, as that of a folder does."""
+    files = {
+        "config.json": {"something": 1},
+        "model_index.json": json.loads((GOLDEN / "sd15" / "model_index.json").read_text()),
+    }
+
+    def read(source, name, known):
+        if name in files:
+            return files[name]
+        return json.loads((GOLDEN / "sd15" / name).read_text())
+
+    monkeypatch.setattr(pretrained, "_read", read)
+    assert resolve("some/model").parts[0].family == "stable-diffusion"
+    files["config.json"] = {"model_type": "clip_vision_model", "hidden_size": 3}
+    assert pretrained._configs("some/model", []) == (files["config.json"], None)
+
+
+@pytest.mark.parametrize("model", ["sd15", "sdxl", "sd3"])
+def test_tokenizers_without_a_vocabulary(tmp_path, model):
+    """transformers makes an empty one of them without a word."""
+    folder = Path(shutil.copytree(GOLDEN / model, tmp_path / model))
+    tokenizer = folder / ("tokenizer" if model == "sd15" else "tokenizer_2")
+    for name in ("vocab.json", "merges.txt"):
+        (tokenizer / name).unlink()
+    with pytest.raises(LawError, match=f"{tokenizer.name}/ lacks its vocabulary"):
+        build_tower(f"{folder}@64")
+    (spec,) = resolve(f"{GOLDEN / model}@64").parts
+    with pytest.raises(LawError, match=r"vocabulary is missing, or of another model"):
+        build_tower(dataclasses.replace(spec, weights=str(folder)))
+
+
+def test_tokenizer_without_a_length(folder):
+    """It would pad to more than there is memory."""
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=None)
+    with pytest.raises(LawError, match="states no model_max_length"):
+        build_tower(f"{folder}@64")
+
+
+def test_prompts_are_not_cut():
+    """Two long prompts that begin alike would give the same features under two names."""
+    with pytest.raises(UsageError, match=r"prompt: 202 tokens, and .* takes 77"):
+        build_tower(f"{GOLDEN / 'sd15'}@64:prompt={'a%20' * 200}")
 
 
 def test_attention(monkeypatch):

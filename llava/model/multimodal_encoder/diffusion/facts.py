@@ -44,7 +44,7 @@ def facts_of(
             f"{source}: {network}/config.json or vae/config.json lacks or misstates {error}; "
             "expected what save_pretrained of diffusers writes"
         ) from None
-    if channels not in (latents, latents * 4):  # times 4 where 2 x 2 latents are one channel
+    if channels != latents * (4 if _packs(config) else 1):
         raise UsageError(
             f"{source}: its {network} takes {channels} channels and its VAE gives {latents}; "
             "models for inpainting, editing or upscaling are no towers"
@@ -73,12 +73,17 @@ def _transformer(config: dict, halvings: int, defaults: dict[str, Any]) -> dict[
     fold = defaults["fold"]
     blocks = config["num_layers"] + config.get("num_single_layers", 0)
     # Flux's patches of 2 x 2 latents are made before the transformer, so its own patch is 1.
-    patch = config["patch_size"] * (2 if "num_single_layers" in config else 1)
+    patch = config["patch_size"] * (2 if _packs(config) else 1)
     return {
         "depth": blocks,
         "patch": 2**halvings * patch * fold,
         "dim": config["num_attention_heads"] * config["attention_head_dim"] * fold**2,
     }
+
+
+def _packs(config: dict) -> bool:
+    """Whether 2 x 2 latents come to the transformer as one, as Flux's do."""
+    return "num_single_layers" in config
 
 
 def _is_there(index: dict, name: str) -> bool:
@@ -104,7 +109,17 @@ def files_of(folder: Path, index: dict) -> list[Path]:
                 "folder as save_pretrained of a diffusers pipeline writes it"
             )
         found += [*files, *(p for p in weights if p not in files)]
+        if part.startswith("tokenizer") and not _has_vocabulary(folder / part):
+            raise LawError(
+                f"{folder}: {part}/ lacks its vocabulary (vocab.json and merges.txt, "
+                "tokenizer.json, or a .model file)"
+            )
     return found
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    pair = [(folder / name).is_file() for name in ("vocab.json", "merges.txt")]
+    return all(pair) or (folder / "tokenizer.json").is_file() or any(folder.glob("*.model"))
 
 
 def _is_variant(name: str) -> bool:

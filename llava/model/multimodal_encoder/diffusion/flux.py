@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from llava.model.multimodal_encoder.diffusion.tower import DiffusionTower
-from llava.model.multimodal_encoder.diffusion.weights import read_model, read_plain
+from llava.model.multimodal_encoder.diffusion.weights import read_text_encoder
 from llava.model.multimodal_encoder.spec import LAST_STEP
 
 TEXT_TOKENS = 512
@@ -34,13 +34,19 @@ class FluxTower(DiffusionTower):
         from diffusers import FluxPipeline
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
+        clip, tokenizer = read_text_encoder(
+            self.spec, (CLIPTextModel, CLIPTokenizer), self.dtype, limit=TEXT_TOKENS
+        )
+        t5, tokenizer_2 = read_text_encoder(
+            self.spec, (T5EncoderModel, T5TokenizerFast), self.dtype, "_2", limit=TEXT_TOKENS
+        )
         pipeline = FluxPipeline(
             scheduler=None,
             vae=None,
-            text_encoder=read_model(self.spec, "text_encoder", CLIPTextModel, self.dtype),
-            tokenizer=read_plain(self.spec, "tokenizer", CLIPTokenizer),
-            text_encoder_2=read_model(self.spec, "text_encoder_2", T5EncoderModel, self.dtype),
-            tokenizer_2=read_plain(self.spec, "tokenizer_2", T5TokenizerFast),
+            text_encoder=clip,
+            tokenizer=tokenizer,
+            text_encoder_2=t5,
+            tokenizer_2=tokenizer_2,
             transformer=None,
         )
         with torch.no_grad():

@@ -29,8 +29,13 @@ def draws(
     pairs = []
     for digest in digests:
         mixed = hashlib.sha256(seed.to_bytes(8, "big") + digest).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(mixed[:8], "big") >> 1)
-        pairs.append([torch.randn(*shape, generator=generator) for _ in range(2)])
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(mixed[:8], "big") >> 1)
+        pairs.append(
+            [
+                torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
+                for _ in range(2)
+            ]
+        )
     eps_vae, noise = zip(*pairs, strict=True)
     return torch.stack(eps_vae), torch.stack(noise)
 

@@ -1,6 +1,7 @@
 """What is chosen of a diffusion tower by flags and configs; everything else is the tower's own."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +36,13 @@ class DiffusionOptions:
         """From a name's `:option=value` pairs; UsageError for one that is none."""
         values = {}
         for name, text in texts.items():
+            if name in ELSEWHERE:
+                raise UsageError(f"{name}={text}: write {ELSEWHERE[name]}")
             if name not in IN_NAMES:
                 raise UsageError(unknown_name("option of a diffusion tower", name, IN_NAMES))
-            try:
-                values[name] = int(text) if name in WHOLE else unquote(text)
-            except ValueError:
-                raise UsageError(f"{name}={text}: expected a whole number") from None
+            if name in WHOLE and not re.fullmatch(r"-?[0-9]+", text):
+                raise UsageError(f"{name}={text}: expected a whole number")
+            values[name] = int(text) if name in WHOLE else unquote(text)
         return cls(**values)
 
     @property
@@ -48,21 +50,25 @@ class DiffusionOptions:
         """What is not left open."""
         return {name: v for name in NAMES if (v := getattr(self, name)) is not None}
 
-    def applied(self, specs: Sequence[TowerSpec]) -> list[TowerSpec]:
-        """Specs with the options in every diffusion tower; sizes are settled later.
+    def under(self, own: "DiffusionOptions") -> "DiffusionOptions":
+        """These, but for what `own` says, which is meant for one part alone."""
+        return DiffusionOptions(**(self.given | own.given))
 
-        Raises UsageError for an option that none of them takes.
-        """
+    def check_taken(self, specs: Sequence[TowerSpec]) -> None:
+        """Raises UsageError for an option that none of the specs takes."""
         for name, value in self.given.items():
             if not any(_takes(spec, name, value) for spec in specs):
                 kind = "tower with a prompt" if name == "prompt" else "diffusion tower"
                 raise UsageError(
-                    f"--{name} {value!r}: {'.'.join(spec.id for spec in specs)} has no {kind} to "
+                    f"{name} {value!r}: {'.'.join(spec.id for spec in specs)} has no {kind} to "
                     "take it"
                 )
-        return [self._to(spec) for spec in specs]
 
-    def _to(self, spec: TowerSpec) -> TowerSpec:
+    def applied(self, spec: TowerSpec) -> TowerSpec:
+        """The spec with the options, where it is a diffusion tower; sizes are settled later.
+
+        Raises UsageError for what cannot be computed.
+        """
         if spec.t is None or not self.given:
             return spec
         left_out = {"img_size"} if spec.prompt is not None else {"img_size", "prompt"}
@@ -81,6 +87,8 @@ class DiffusionOptions:
 NAMES = tuple(field.name for field in dataclasses.fields(DiffusionOptions))
 IN_NAMES = tuple(name for name in NAMES if name != "img_size")
 """Those that a name may hold; a size stands behind `@`."""
+ELSEWHERE = {"seed": "noise_seed=N", "img_size": "the size behind the name: NAME@512"}
+"""What one may take for an option of a name, and what is meant."""
 WHOLE = ("up_ft_index", "t", "ensemble_size", "noise_seed")
 FIELDS = {"noise_seed": "seed"}
 """Option -> field of the spec, where it is called otherwise."""
@@ -100,9 +108,9 @@ def suffix(spec: TowerSpec) -> str:
     """
     if spec.t is None:
         return ""
-    usual = dict(families()[spec.family].defaults)
-    if spec.id in towers():
-        usual |= vars(towers()[spec.id])
+    usual = families()[spec.family].defaults
+    if spec.id in towers():  # with other weights it may have another depth, so the block is not its
+        usual = vars(towers()[spec.id]) | {"up_ft_index": usual["up_ft_index"]}
     text = ""
     for name in IN_NAMES:
         field = FIELDS.get(name, name)

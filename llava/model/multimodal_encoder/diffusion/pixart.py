@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from llava.model.multimodal_encoder.diffusion.tower import DiffusionTower
-from llava.model.multimodal_encoder.diffusion.weights import read_model, read_plain
+from llava.model.multimodal_encoder.diffusion.weights import read_text_encoder
 
 
 class PixArtTower(DiffusionTower):
@@ -28,9 +28,13 @@ class PixArtTower(DiffusionTower):
         from diffusers import PixArtSigmaPipeline
         from transformers import T5EncoderModel, T5Tokenizer
 
+        limit = int(self.spec.options["prompt_tokens"])
+        encoder, tokenizer = read_text_encoder(
+            self.spec, (T5EncoderModel, T5Tokenizer), self.dtype, limit=limit
+        )
         pipeline = PixArtSigmaPipeline(  # PixArtAlphaPipeline's differs in the default length alone
-            tokenizer=read_plain(self.spec, "tokenizer", T5Tokenizer),
-            text_encoder=read_model(self.spec, "text_encoder", T5EncoderModel, self.dtype),
+            tokenizer=tokenizer,
+            text_encoder=encoder,
             vae=None,
             transformer=None,
             scheduler=None,
@@ -40,7 +44,7 @@ class PixArtTower(DiffusionTower):
                 self.spec.prompt,
                 do_classifier_free_guidance=False,
                 device="cpu",
-                max_sequence_length=int(self.spec.options["prompt_tokens"]),
+                max_sequence_length=limit,
             )
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 

@@ -24,6 +24,9 @@ from llava.model.multimodal_encoder.known import check_packages
 from llava.model.multimodal_encoder.spec import COMPATS, TowerSpec
 from llava.model.multimodal_encoder.tap import tap
 
+AT_ONCE = 16
+"""Images in one pass of the network; more take memory and no less time."""
+
 
 class DiffusionTower(VisionTower):
     """The network of a diffusion model with its VAE's encoder; text encoders run once and go.
@@ -117,7 +120,7 @@ class DiffusionTower(VisionTower):
         digests = pixel_digests(pixels_BCSS) if {"vae_eps", "noise"} - set(given) else None
         conditions = self.conditions_of(pixels_BCSS) if set(known[2:]) - set(given) else {}
         k = self.spec.ensemble_size
-        total = torch.zeros((), device=mean.device)
+        total = torch.zeros((), dtype=torch.float32, device=mean.device)
         for draw in range(k):
             rows = {name: _rows(name, value, len(mean), k, draw) for name, value in given.items()}
             drawn = self._draw(digests, draw, mean, rows)
@@ -151,7 +154,19 @@ class DiffusionTower(VisionTower):
             name: value.to(latents_BCHW).expand(count, *value.shape[1:])
             for name, value in conditions.items()
         }
-        return self.tokens_of(tap(self._tapped, lambda: self.run(latents_BCHW, full), self.item))
+        passes = []
+        for start in range(0, count, AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            own = {name: value[rows] for name, value in full.items()}
+            passes.append(self._pass(latents_BCHW[rows], own))
+        return torch.cat(passes)
+
+    def _pass(
+        self, latents_BCHW: torch.Tensor, conditions: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Tokens [B, N, C] of one pass."""
+        tapped = tap(self._tapped, lambda: self.run(latents_BCHW, conditions), self.item)
+        return self.tokens_of(tapped)
 
     @property
     def timestep(self) -> torch.Tensor:
@@ -230,7 +245,8 @@ class DiffusionTower(VisionTower):
         wide = self.dtype == torch.float16 and self.vae.config.get("force_upcast")
         dtype = torch.float32 if wide else self.dtype
         if self.vae.dtype != dtype:
-            self.vae.to(dtype)
+            with quiet():
+                self.vae.to(dtype)
 
     @classmethod
     def cost(cls, spec: TowerSpec) -> Cost:

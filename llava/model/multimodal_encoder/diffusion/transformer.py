@@ -7,7 +7,7 @@ from torch import nn
 
 from llava.errors import UsageError
 from llava.model.multimodal_encoder.diffusion.tower import DiffusionTower
-from llava.model.multimodal_encoder.diffusion.weights import read_model, read_plain
+from llava.model.multimodal_encoder.diffusion.weights import read_text_encoder
 
 T5_TOKENS = {"reference": 77, "clean": 256}
 """Zeros in place of T5's tokens: the published code's number, and the stock pipeline's."""
@@ -71,18 +71,18 @@ class StableDiffusion3Tower(DiffusionTower):
         from diffusers import StableDiffusion3Pipeline
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-        clips = [
-            read_model(self.spec, name, CLIPTextModelWithProjection, self.dtype)
-            for name in ("text_encoder", "text_encoder_2")
-        ]
+        classes = (CLIPTextModelWithProjection, CLIPTokenizer)
+        (first, tokenizer), (second, tokenizer_2) = (
+            read_text_encoder(self.spec, classes, self.dtype, number) for number in ("", "_2")
+        )
         pipeline = StableDiffusion3Pipeline(
             transformer=self.network,  # for the width of T5's tokens
             scheduler=None,
             vae=None,
-            text_encoder=clips[0],
-            tokenizer=read_plain(self.spec, "tokenizer", CLIPTokenizer),
-            text_encoder_2=clips[1],
-            tokenizer_2=read_plain(self.spec, "tokenizer_2", CLIPTokenizer),
+            text_encoder=first,
+            tokenizer=tokenizer,
+            text_encoder_2=second,
+            tokenizer_2=tokenizer_2,
             text_encoder_3=None,
             tokenizer_3=None,
         )

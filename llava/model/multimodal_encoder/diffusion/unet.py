@@ -6,10 +6,7 @@ import torch
 from torch import nn
 
 from llava.model.multimodal_encoder.diffusion.tower import DiffusionTower
-from llava.model.multimodal_encoder.diffusion.weights import read_model, read_plain
-
-CLIP_SIDE = 224
-"""Pixels that the image encoder of image variations takes (the published code's number)."""
+from llava.model.multimodal_encoder.diffusion.weights import read_model, read_text_encoder
 
 
 class UNetTower(DiffusionTower):
@@ -41,10 +38,13 @@ class StableDiffusionTower(UNetTower):
         from diffusers import StableDiffusionPipeline
         from transformers import CLIPTextModel, CLIPTokenizer
 
+        encoder, tokenizer = read_text_encoder(
+            self.spec, (CLIPTextModel, CLIPTokenizer), self.dtype
+        )
         pipeline = StableDiffusionPipeline(
             vae=None,
-            text_encoder=read_model(self.spec, "text_encoder", CLIPTextModel, self.dtype),
-            tokenizer=read_plain(self.spec, "tokenizer", CLIPTokenizer),
+            text_encoder=encoder,
+            tokenizer=tokenizer,
             unet=None,
             scheduler=None,
             safety_checker=None,
@@ -79,14 +79,17 @@ class StableDiffusionXLTower(UNetTower):
         from diffusers import StableDiffusionXLPipeline
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+        classes = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
+        (first, tokenizer), (second, tokenizer_2) = (
+            read_text_encoder(self.spec, (encoder, CLIPTokenizer), self.dtype, number)
+            for number, encoder in classes.items()
+        )
         pipeline = StableDiffusionXLPipeline(
             vae=None,
-            text_encoder=read_model(self.spec, "text_encoder", CLIPTextModel, self.dtype),
-            text_encoder_2=read_model(
-                self.spec, "text_encoder_2", CLIPTextModelWithProjection, self.dtype
-            ),
-            tokenizer=read_plain(self.spec, "tokenizer", CLIPTokenizer),
-            tokenizer_2=read_plain(self.spec, "tokenizer_2", CLIPTokenizer),
+            text_encoder=first,
+            text_encoder_2=second,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
             unet=None,
             scheduler=None,
             add_watermarker=False,
@@ -140,7 +143,7 @@ class ImageVariationsTower(UNetTower):
 
     def _clip_pixels(self, pixels_BCSS: torch.Tensor) -> torch.Tensor:
         """[B, 3, 224, 224] as `compat` says: shrunk only, or as CLIP's own processor would."""
-        size = (CLIP_SIDE, CLIP_SIDE)
+        size = (self.image_encoder.config.image_size,) * 2
         if not self.clean:
             return nn.functional.interpolate(pixels_BCSS, size, mode="bilinear")
         shrunk = nn.functional.interpolate(

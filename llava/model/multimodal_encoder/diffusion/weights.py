@@ -20,15 +20,17 @@ beyond rounding, so it is a matter of the machine and not of the spec."""
 
 FILTERS = "".join(
     f" --{flag} '{pattern}'"
-    for flag, pattern in (
-        ("include", "model_index.json"),
-        ("include", "*/*"),
-        ("exclude", "*fp16*"),
-        ("exclude", "safety_checker/*"),
-        ("exclude", "text_encoder_3/*"),
+    for flag, patterns in (
+        ("include", ("model_index.json", "*/*.json", "*/*.txt", "*/*.model")),
+        ("include", ("*/*.safetensors", "*/*.bin")),
+        ("exclude", ("*fp16*", "*non_ema*", "safety_checker/*", "text_encoder_3/*")),
     )
+    for pattern in patterns
 )
 """Of a download: repositories of diffusion models hold their weights several times."""
+
+LONGEST_PROMPT = 10_000
+"""Tokens; a tokenizer that states none says 10^30."""
 
 _configs_only: ContextVar[bool] = ContextVar("configs_only", default=False)
 
@@ -67,7 +69,7 @@ def read_model(spec: TowerSpec, part: str, model_class: Any, dtype: torch.dtype)
                 source, subfolder=part, output_loading_info=True, **named
             )
     except Exception as error:  # OSError, SafetensorError, UnpicklingError, KeyError, ...
-        raise LawError(f"{part}: {unread(spec.id, source, error, FILTERS)}") from error
+        raise LawError(f"{part}: {_unread(spec, error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise LawError(
             f"{source}: {part} lacks {len(missing)} weights, such as {missing[0]}; expected a "
@@ -84,14 +86,43 @@ def _from_config(source: str, part: str, model_class: Any, dtype: torch.dtype) -
     return model.to(dtype).requires_grad_(False).eval()
 
 
-def read_plain(spec: TowerSpec, part: str, plain_class: Any) -> Any:
-    """A part without weights: a tokenizer, or an image processor."""
-    source = spec.weights or spec.id
+def _unread(spec: TowerSpec, error: Exception) -> str:
+    what = "configs" if without_weights() else "weights"
+    return unread(spec.id, spec.weights or spec.id, error, what, FILTERS)
+
+
+def read_text_encoder(
+    spec: TowerSpec,
+    classes: tuple[Any, Any],
+    dtype: torch.dtype,
+    number: str = "",
+    limit: int | None = None,
+) -> tuple[nn.Module, Any]:
+    """(text encoder, tokenizer) of the spec's model; `number` is what stands behind their names.
+
+    `classes` are transformers' of both. Raises LawError for a tokenizer that is not the encoder's
+    own, UsageError for a prompt of more than `limit` tokens (the tokenizer's own, if not given).
+    """
+    source, part = spec.weights or spec.id, f"tokenizer{number}"
+    encoder = read_model(spec, f"text_encoder{number}", classes[0], dtype)
     try:
         with quiet():
-            return plain_class.from_pretrained(source, subfolder=part)
+            tokenizer = classes[1].from_pretrained(source, subfolder=part)
+            tokens = len(tokenizer(spec.prompt).input_ids)
     except Exception as error:  # OSError, ValueError, JSON and tokenizers' own
-        raise LawError(f"{part}: {unread(spec.id, source, error, FILTERS)}") from error
+        raise LawError(f"{part}: {_unread(spec, error)}") from error
+    size, most = len(tokenizer), encoder.config.vocab_size
+    if not 0.9 * most < size <= most:  # T5 has rows to spare; without its files one is made empty
+        raise LawError(
+            f"{source}: {part} has {size} tokens and its encoder {most}; its vocabulary is "
+            "missing, or of another model"
+        )
+    limit = limit or tokenizer.model_max_length
+    if limit > LONGEST_PROMPT:
+        raise LawError(f"{source}: {part}/tokenizer_config.json states no model_max_length")
+    if tokens > limit:
+        raise UsageError(f"prompt: {tokens} tokens, and {spec.id} takes {limit}; shorten it")
+    return encoder, tokenizer
 
 
 def read_scheduler(spec: TowerSpec, scheduler_class: Any) -> Any:
@@ -103,7 +134,7 @@ def read_scheduler(spec: TowerSpec, scheduler_class: Any) -> Any:
                 scheduler_class.load_config(source, subfolder="scheduler")
             )
     except Exception as error:  # OSError, JSON, ValueError of its own fields
-        raise LawError(f"scheduler: {unread(spec.id, source, error, FILTERS)}") from error
+        raise LawError(f"scheduler: {_unread(spec, error)}") from error
 
 
 def choose_attention(*models: nn.Module) -> None:
