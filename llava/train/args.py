@@ -50,8 +50,8 @@ class ModelArguments:
     mm_vision_select_layer: int | None = field(
         default=None, metadata={"help": "hidden state that is read; unset: the tower's own, -2"}
     )
-    mm_vision_select_feature: str = field(
-        default="patch", metadata={"help": "patch, cls_patch or cls"}
+    mm_vision_select_feature: str | None = field(
+        default=None, metadata={"help": "patch, cls_patch or cls; unset: patch"}
     )
     mm_vision_geometry: str | None = field(
         default=None,
@@ -278,7 +278,7 @@ def validate(model: ModelArguments, data: DataArguments, training: TrainingArgum
     _one_of("verify_images", data.verify_images, CHECKS)
     _one_of("vision_features", data.vision_features, ("live", "store"))
     _one_of("image_aspect_ratio", data.image_aspect_ratio, ("square", "pad", "anyres"))
-    _one_of("mm_vision_select_feature", model.mm_vision_select_feature, SELECTS)
+    _one_of("mm_vision_select_feature", model.mm_vision_select_feature, (None, *SELECTS))
     _one_of("mm_vision_join", model.mm_vision_join, JOINS)
     _one_of("mm_vision_geometry", model.mm_vision_geometry, (None, "own", "shared"))
     _one_of("mm_vision_grid_align", model.mm_vision_grid_align, ("", "interpolate"))

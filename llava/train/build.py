@@ -1,5 +1,6 @@
 """From flags to what is trained: tokenizer, model and data, in this order."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from llava.model.checkpoint_layout import CONVERTED, LLAVA, LORA, STAGE1, Checkp
 from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
-from llava.model.representation import difference, record
+from llava.model.representation import difference, record, settings
 from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
 from llava.train.model import build_model, frame, projector_type, tokens_per_image
@@ -94,8 +95,7 @@ def _inherit(arguments: Arguments, config: dict[str, Any]) -> bool:
         logger.warning("--image_aspect_ratio %s: the model was trained with %s", now, before)
     if not model.vision_tower:
         return False
-    if model.mm_vision_select_layer is None and _is_of_another_layer(model, config):
-        model.mm_vision_select_layer = config.get("mm_vision_select_layer")
+    _leave_as_it_was(model, config)
     said = difference(config, _recorded(model))
     if not said and model.mm_vision_geometry is None:
         model.mm_vision_geometry = config.get("mm_vision_geometry") or "own"
@@ -109,10 +109,17 @@ def _inherit(arguments: Arguments, config: dict[str, Any]) -> bool:
     return not said
 
 
-def _is_of_another_layer(model: ModelArguments, config: dict[str, Any]) -> bool:
-    """Whether a config's towers are those of the flags, read at another layer."""
-    now = _recorded(model)
-    return bool(difference(config, now)) and not difference(config, now, but_layer=True)
+def _leave_as_it_was(model: ModelArguments, config: dict[str, Any]) -> None:
+    """Sets what the flags leave open as a config has it, where its towers are theirs."""
+    known = settings(config, representation_of(model))
+    open_flags = {flag: value for flag, value in known.items() if getattr(model, flag) is None}
+    filled = dataclasses.replace(model, **open_flags)
+    try:
+        representation_of(filled)
+    except UsageError:  # with what the flags do say it cannot be computed
+        return
+    for flag, value in open_flags.items():
+        setattr(model, flag, value)
 
 
 def _recorded(model: ModelArguments) -> SimpleNamespace:

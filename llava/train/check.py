@@ -102,9 +102,10 @@ def _towers(found: _Found) -> Iterator[str]:
         return
     for spec in found.representation.parts:
         rows, columns = spec.grid
+        read = f"hidden state {spec.block}" if spec.t is None else f"block {spec.up_ft_index}"
         yield (
-            f"{spec.id}: {spec.size} px, {rows} x {columns} patches, hidden state {spec.block} of "
-            f"{spec.depth}, width {spec.dim}"
+            f"{spec.id}: {spec.size} px, {rows} x {columns} patches, {read} of {spec.depth}, "
+            f"width {spec.dim}"
         )
     shown = frame(model, data, found.representation)
     yield (

@@ -1,6 +1,7 @@
 """Projectors written and read, and what does not fit."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from llava.errors import LawError, UsageError
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.registry import resolve
-from llava.model.representation import difference, record
+from llava.model.representation import difference, record, representation_of
 from llava.model.saving import load_projector, projector_file, read_tensors, save_projector
 from llava.model.trainable import trainable
 from llava.tokenization import load_tokenizer
@@ -91,6 +92,10 @@ def test_of_another_width(tmp_path):
     del fields["mm_vision_specs"]
     fields["mm_vision_tower"] = "elsewhere/clip-vit-large-patch14"  # the same, by its last part
     config.write_text(json.dumps(fields))
+    with pytest.raises(UsageError, match=f"trained with elsewhere.*, and this model has {CLIP}"):
+        load_projector(model, tmp_path)
+    del fields["mm_hidden_size"]
+    config.write_text(json.dumps(fields))
     with pytest.raises(LawError, match=r"16 wide \(elsewhere.*openai/clip\S+ are 24 wide"):
         load_projector(model, tmp_path)
     config.unlink()
@@ -129,7 +134,129 @@ def test_of_another_block():
         "t": 261,
     }
     assert difference(theirs, config) == ""
-    assert difference(theirs | {"t": 1}, config) == "was trained with t 1, here 261"
+    assert difference(theirs | {"t": 1}, config) == f"was trained with {SD} at t 1, here 261"
+
+
+def recorded(name: str, **options) -> SimpleNamespace:
+    """The config of a model of ours with these towers."""
+    config = SimpleNamespace()
+    record(config, resolve(name, **options))
+    return config
+
+
+def released(name: str, **fields) -> dict:
+    """Of a published config what it holds of towers; the flags' defaults stand for any of them."""
+    defaults = {
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "up_ft_index": 0,
+        "t": 1,
+        "prompt": "",
+        "ensemble_size": 1,
+        "img_size": 768,
+    }
+    return {"mm_vision_tower": name, **defaults, **fields}
+
+
+CLIP336 = "openai/clip-vit-large-patch14-336"
+DIT = "facebook/DiT-XL-2-512"
+FITTING = {
+    "the last block": (released(DIT, up_ft_index=-1, img_size=512), "dit"),
+    "the first block": (released(DIT), "dit@768:up_ft_index=0"),
+    "a mirror": (released("stable-diffusion-v1-5/stable-diffusion-v1-5"), "sd1.5"),
+    "a folder that is gone": (
+        released(f"/gone.by/{Path(CLIP336).name}./gone.by/{Path(SD).name}"),
+        "clip336.sd1.5",
+    ),
+    "a layer, counted otherwise": (released(CLIP336), "clip336", 23),
+    "beside a ViT": (
+        released(f"{SD}.{CLIP336}", mm_vision_select_layer=-3),
+        "sd1.5.clip336",
+        -3,
+    ),
+}
+OTHERWISE = {
+    "at up_ft_index 0, here 27": (released(f"{SD}.{DIT}"), "sd1.5.dit"),
+    "at mm_vision_select_layer -3, here -2": (
+        released(f"{SD}.{CLIP336}", mm_vision_select_layer=-3),
+        "sd1.5.clip336",
+    ),
+    "this model has facebook/dinov2-large": (
+        released(f"{CLIP336}.{SD}"),
+        "facebook/dinov2-large@336.sd1.5",
+    ),
+    "this model has openai/clip-vit-large-patch14-336.": (
+        released(f"/gone.by/dinov2-large./gone.by/{Path(SD).name}"),
+        "clip336.sd1.5",
+    ),
+    "this model has facebook/DiT": (
+        released(f"/gone/clip-vit-large-patch14./gone/{Path(DIT).name}", mm_hidden_size=5632),
+        "dit",
+    ),
+    "at compat reference, here clean": (released(SD), "sd1.5:compat=clean"),
+    "at vae_sample sample, here mode": (released(SD), "sd1.5:vae_sample=mode"),
+    "at img_size 768, here 512": (released(SD), "sd1.5@512"),
+    "at mm_vision_select_layer -1, here -2": (
+        released(f"/gone/{Path(CLIP336).name}", mm_vision_select_layer=-1),
+        "clip336",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FITTING)
+def test_published_that_fits(case):
+    """What a config means is compared, not how it says it."""
+    theirs, name, *layer = FITTING[case]
+    assert difference(theirs, recorded(name, layer=layer[0] if layer else None)) == ""
+
+
+@pytest.mark.parametrize("says", OTHERWISE)
+def test_published_that_does_not_fit(says):
+    """Every tower of a published config is compared, and what it leaves unsaid is as published."""
+    theirs, name = OTHERWISE[says]
+    assert says in difference(theirs, recorded(name))
+
+
+def test_published_at_weights_of_ours(tmp_path):
+    """A name whose weights are read from a folder means that folder in both."""
+    config = recorded(CLIP, replace=folders(CLIP))
+    assert config.mm_vision_specs[0]["size"] == 32
+    assert difference(released(CLIP), config) == ""
+    assert "at mm_vision_select_layer -1" in difference(
+        released(CLIP, mm_vision_select_layer=-1), config
+    )
+
+
+def test_older_specs():
+    """Fields that an older version did not record are passed over, others are not."""
+    config, older = recorded("sd1.5.clip336"), vars(recorded("sd1.5.clip336"))
+    older["mm_vision_specs"] = [
+        {key: value for key, value in part.items() if key not in ("vae_sample", "resize")}
+        for part in older["mm_vision_specs"]
+    ]
+    assert difference(older, config) == ""
+    older["mm_vision_specs"][0]["seed"] = 1
+    assert difference(older, config) == f"was trained with {SD} at noise_seed 1, here 0"
+
+
+def test_layer_beside_a_diffusion_tower():
+    """LLaVA's field is the layer of the tower that has hidden states, -2 where none has."""
+    assert recorded("sd1.5.clip", layer=-3).mm_vision_select_layer == -3
+    assert recorded("clip.sd1.5", layer=-3).mm_vision_select_layer == -3
+    assert recorded("sd1.5").mm_vision_select_layer == -2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("up_ft_index", "0"), ("t", True), ("prompt", 5), ("img_size", 512.5)]
+)
+def test_config_of_another_kind(field, value):
+    """Said with the field's name, whoever reads the config."""
+    config = released(SD, **{field: value})
+    with pytest.raises(LawError, match=f"config's {field} is {value!r}; expected "):
+        representation_of(SimpleNamespace(**config))
+    with pytest.raises(LawError, match=f"config's {field}"):
+        difference(config, recorded("sd1.5"))
+    assert difference(released(CLIP336, **{field: value}), recorded("clip336")) == ""
 
 
 def test_of_other_weights(tmp_path):

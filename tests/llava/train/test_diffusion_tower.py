@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ from world import losses, stage1, stage2
 from llava.errors import UsageError
 from llava.extraction import main as law_features
 from llava.model.builder import load_pretrained_model
+from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
+from llava.model.multimodal_encoder.registry import resolve
+from llava.model.representation import record
+from llava.train.args import parse
+from llava.train.build import _inherit, representation_of
 from llava.train.train import main as train
 
 GOLDEN = ROOT / "tests" / "golden" / "diffusion"
@@ -122,7 +128,7 @@ def test_check_counts_it(world, tmp_path, capsys):
     flags = stage1(world, tmp_path, vision_tower=f"{GOLDEN / 'sd15'}@64")
     train([*flags, "--check", "True"])
     shown = capsys.readouterr().out
-    assert "hidden state 1 of 4, width 16" in shown
+    assert "block 0 of 4, width 16" in shown
     assert "Nothing is wrong" in shown
 
 
@@ -133,3 +139,68 @@ def test_a_layer_that_nothing_takes(world, tmp_path, law_log):
     assert any("--mm_vision_select_layer -1 has no effect" in line for line in law_log)
     with pytest.raises(UsageError, match="has blocks 0 to 3"):
         train(stage1(world, tmp_path / "b", vision_tower=name, up_ft_index=9))
+
+
+def towers_of(folder):
+    """The specs that a run recorded."""
+    return json.loads((folder / "config.json").read_text())["mm_vision_specs"]
+
+
+def test_a_llava_sees_on_as_it_did(world, tmp_path, law_log):
+    """Layer, block and noise are those of the checkpoint unless flags or names say otherwise."""
+    pair = {"vision_tower": f"{GOLDEN / 'sd15'}.{world / 'clip'}", "max_steps": 1}
+    flags = {"mm_vision_select_layer": -1, "t": 261, "up_ft_index": 1, "noise_seed": 3}
+    train(stage2(world, tmp_path / "a", **pair, **flags, vae_sample="mode", compat="clean"))
+    again = {"model_name_or_path": tmp_path / "a", **pair}
+    train(stage2(world, tmp_path / "b", **again))
+    assert towers_of(tmp_path / "b") == towers_of(tmp_path / "a")
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["mm_vision_select_layer"] == -1
+    assert not any("starts anew" in line for line in law_log)
+    train(stage2(world, tmp_path / "c", **again, t=5))
+    diffusion, clip = towers_of(tmp_path / "c")
+    assert (diffusion["t"], diffusion["up_ft_index"], clip["layer"]) == (5, 1, -1)
+    assert any("at t 261, here 5; its projector is not kept" in line for line in law_log)
+
+
+def inherit(world, config, **flags):
+    """(whether a LLaVA of this config keeps its projector, what is trained then)."""
+    arguments = parse(stage2(world, world / "none", **flags))
+    return _inherit(arguments, config), representation_of(arguments[0])
+
+
+def test_published_models_go_on(world):
+    """Block and size are those of the config's fields, without flags and without our specs."""
+    fields = {"up_ft_index": 0, "img_size": 768, "t": 1, "prompt": "", "ensemble_size": 1}
+    both = "runwayml/stable-diffusion-v1-5.facebook/DiT-XL-2-512"
+    for name, typed in (("facebook/DiT-XL-2-512", "dit"), (both, "sd1.5.dit")):
+        keeps, found = inherit(world, {"mm_vision_tower": name, **fields}, vision_tower=typed)
+        assert keeps
+        assert [(part.up_ft_index, part.size) for part in found.parts] == [(0, 768)] * len(
+            found.parts
+        )
+    gone = {"mm_vision_tower": "/gone/stable-diffusion-v1-5", "mm_hidden_size": 640}
+    keeps, found = inherit(world, {**fields, **gone, "up_ft_index": 2}, vision_tower="sd1.5")
+    assert keeps
+    assert (found.dim, found.parts[0].up_ft_index) == (640, 2)
+    config = {"mm_vision_tower": both, **fields}
+    keeps, found = inherit(world, config, vision_tower="sd1.5.dit", up_ft_index=1)
+    assert not keeps
+    assert [(part.up_ft_index, part.patch) for part in found.parts] == [(1, 16), (1, 32)]
+
+
+def test_towers_of_unequal_settings_go_on(world):
+    """A flag is for all towers; what they differ in stands in the name, and stays there."""
+    config = SimpleNamespace()
+    record(config, resolve("sd1.5:t=261.dit"))
+    keeps, found = inherit(world, vars(config), vision_tower="sd1.5:t=261.dit")
+    assert keeps
+    assert [(part.t, part.up_ft_index) for part in found.parts] == [(261, 0), (1, 27)]
+
+
+def test_settings_that_do_not_go_together(world):
+    """What the flags say counts where the rest of the config cannot be computed with it."""
+    config = SimpleNamespace()
+    record(config, resolve("sd3", diffusion=DiffusionOptions(compat="clean", t=500)))
+    keeps, found = inherit(world, vars(config), vision_tower="sd3", compat="reference")
+    assert not keeps
+    assert (found.parts[0].t, found.parts[0].compat) == (1, "reference")
