@@ -281,7 +281,7 @@ def test_levels_outlive_a_cast():
 def test_noise_at_t_1(model, signal, noise):
     """What spec table 1.3 measured; of the latents and of the noise in float32."""
     mixing = tower_of(model).mixing
-    assert mixing.coefficients() == pytest.approx((signal, noise), abs=1e-7)
+    assert mixing.coefficients == pytest.approx((signal, noise), abs=1e-7)
     one, zero = torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)
     assert mixing(one, zero).mean().item() == pytest.approx(signal, abs=1e-6)
     assert mixing(zero, one).mean().item() == pytest.approx(noise, abs=1e-6)

@@ -258,6 +258,14 @@ def test_spoilt_folders(folder, spoil, message):
         resolve(str(folder))
 
 
+def test_half_precision_copies_alone(folder):
+    """Are no weights; it is said which file is not enough."""
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".fp16.safetensors"))
+    with pytest.raises(LawError, match=r"lacks weights.* not diffusion_pytorch_model\.fp16"):
+        resolve(str(folder))
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_spoilt_weights(folder, part):
     """Weights that are cut short or not all there are refused, and the part is named."""
@@ -403,6 +411,8 @@ def test_cost(model):
     (spec,) = resolve(f"{GOLDEN / model}@64").parts
     cost = tower_class(spec).cost(spec)
     assert cost.parameters == sum(p.numel() for p in build_tower(spec).parameters())
+    clean = dataclasses.replace(spec, compat="clean")
+    assert tower_class(spec).cost(clean).flops >= cost.flops
     if model in ("sd15", "sdxl"):
         twice = tower_class(spec).cost(dataclasses.replace(spec, ensemble_size=2))
         assert cost.flops < twice.flops < 2 * cost.flops

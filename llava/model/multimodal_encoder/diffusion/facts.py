@@ -104,9 +104,11 @@ def files_of(folder: Path, index: dict) -> list[Path]:
         sets = ([p for p in paths if p.match(pattern)] for pattern in WEIGHTS)
         weights = next(filter(None, sets), [])
         if not files or not (weights or part.startswith(("tokenizer", "scheduler"))):
+            variant = next((p for p in (folder / part).glob("*") if _is_variant(p.name)), None)
             raise LawError(
                 f"{folder}: {part}/ lacks {'weights' if files else 'its config'}; expected a "
                 "folder as save_pretrained of a diffusers pipeline writes it"
+                + (f", and not {variant.name} alone" if files and variant else "")
             )
         found += [*files, *(p for p in weights if p not in files)]
         if part.startswith("tokenizer") and not _has_vocabulary(folder / part):

@@ -50,6 +50,8 @@ class Mixing:
         steps = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
         if steps is not None and spec.t >= steps:
             raise ValueError(f"t: {spec.id} was trained with {steps} time steps, got {spec.t}")
+        self.coefficients = self._coefficients()
+        """What latents and noise are multiplied with, as the model was trained."""
 
     def __call__(self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
         """Noisy latents in the latents' dtype."""
@@ -62,12 +64,11 @@ class Mixing:
         return self.scheduler.add_noise(latents_BCHW, noise_BCHW, step)
 
     def _clean(self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
-        signal, share = self.coefficients()
+        signal, share = self.coefficients
         mixed = signal * latents_BCHW.float() + share * noise_BCHW.float()
         return mixed.to(latents_BCHW.dtype)
 
-    def coefficients(self) -> tuple[float, float]:
-        """What latents and noise are multiplied with, as the model was trained."""
+    def _coefficients(self) -> tuple[float, float]:
         if self.process == "flow":
             sigma = self.t / LAST_STEP["flow"]
             return 1 - sigma, sigma

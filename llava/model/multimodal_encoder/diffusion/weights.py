@@ -129,7 +129,8 @@ def read_scheduler(spec: TowerSpec, scheduler_class: Any) -> Any:
     """`scheduler_class` with the betas that the model was trained with."""
     source = spec.weights or spec.id
     try:
-        with quiet():
+        # its table is read when a tower is made, also of one on the meta device
+        with quiet(), torch.device("cpu"):
             return scheduler_class.from_config(
                 scheduler_class.load_config(source, subfolder="scheduler")
             )
