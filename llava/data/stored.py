@@ -1,5 +1,6 @@
 """Tower tokens out of the feature store in place of images: the tower is neither loaded nor run."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,16 +8,19 @@ from pathlib import Path
 import torch
 
 from llava.errors import LawError
-from llava.features import FeatureStore, image_key
+from llava.features import FeatureStore, Space, image_key
 from llava.model.multimodal_encoder.combined import joined
 from llava.model.multimodal_encoder.registry import Representation
+from llava.model.multimodal_encoder.spec import TowerSpec
+from llava.model.representation import depends_on_dtype
 
 
 class StoredFeatures:
     """What `law features` wrote for a representation's towers in one frame; picklable.
 
-    `dtype` may be left open where the store has one only. Raises LawError, with the command that
-    makes them, where a tower has no features at all.
+    `dtype` may be left open where the store has one only; `runs_in` is the one that counts where
+    it has several. Raises LawError, with the command that makes them, where a tower has no features
+    at all.
     """
 
     def __init__(
@@ -25,12 +29,13 @@ class StoredFeatures:
         representation: Representation,
         frame: str,
         dtype: str | None = None,
+        runs_in: str | None = None,
     ):
         store = FeatureStore(store_root)
         self.root = store.root
         self.representation = representation
         self.frame = frame
-        self.spaces = [store.find(spec, frame, dtype) for spec in representation.parts]
+        self.spaces = [_space(store, spec, frame, dtype, runs_in) for spec in representation.parts]
 
     def features(self, image: str | os.PathLike | bytes) -> torch.Tensor:
         """Tokens [N, C] of an image (its path, or its file's bytes), joined as the towers' are."""
@@ -42,6 +47,16 @@ class StoredFeatures:
         tokens = [space.read(key)[None] for space in self.spaces]
         return joined(self.representation, tokens)[0]
 
+    @property
+    def dtype(self) -> str:
+        """That of the first tower whose features depend on it, else of the first."""
+        which = (space for space in self.spaces if depends_on_dtype(space.spec))
+        return next(which, self.spaces[0]).dtype
+
+    def unlike(self, dtype: str) -> list[Space]:
+        """Spaces whose features are not those of a tower in this dtype, by more than rounding."""
+        return [s for s in self.spaces if s.dtype != dtype and depends_on_dtype(s.spec)]
+
     def missing(self, images: Sequence[str | os.PathLike | bytes]) -> list[int]:
         """Which of the images (by place) some tower has no features of."""
         return [place for place, image in enumerate(images) if self._lacking(image_key(image))]
@@ -49,11 +64,20 @@ class StoredFeatures:
     def _lacking(self, key: str) -> list[str]:
         return [space.spec.id for space in self.spaces if key not in space]
 
-    def command(self, folder: str | os.PathLike = "IMAGES") -> str:
+    def command(self, folder: str | os.PathLike = "IMAGES", dtype: str | None = None) -> str:
         """What to type so that every image of a folder is here."""
         name, store = self.representation.name, Path(self.root)
-        dtype = self.spaces[0].dtype
         return (
-            f"`law features --model {name} --frame {self.frame} --dtype {dtype} --images {folder} "
-            f"--out {store}` makes them"
+            f"`law features --model {name} --frame {self.frame} --dtype "
+            f"{dtype or self.spaces[0].dtype} --images {folder} --out {store}` makes them"
         )
+
+
+def _space(
+    store: FeatureStore, spec: TowerSpec, frame: str, dtype: str | None, runs_in: str | None
+) -> Space:
+    """A tower's features in `dtype`, else in `runs_in` where it is there, else in the only one."""
+    if runs_in and not dtype:
+        with contextlib.suppress(LawError):
+            return store.find(spec, frame, runs_in)
+    return store.find(spec, frame, dtype)

@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max_new_tokens", type=int, default=512)
     made.add_argument("--seed", type=int, help="of sampling")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument(
+        "--dtype", help="float32, bfloat16 or float16; unset: bfloat16 on CUDA, float32 on a CPU"
+    )
     made.add_argument("--load-8bit", "--load_8bit", action="store_true")
     made.add_argument("--load-4bit", "--load_4bit", action="store_true")
     made.add_argument(
@@ -64,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
         arguments.load_8bit,
         arguments.load_4bit,
         device=arguments.device,
+        dtype=arguments.dtype,
         tower_replacements=parse_replacements(arguments.tower_alias),
     )
     conversing = Conversing(

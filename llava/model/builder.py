@@ -27,7 +27,12 @@ from llava.model.language_model import llava_class
 from llava.model.lazy_tower import LazyTower
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.vit import quiet
-from llava.model.representation import frame_of_config, representation_of
+from llava.model.representation import (
+    dtype_difference,
+    dtype_name,
+    frame_of_config,
+    representation_of,
+)
 from llava.model.saving import of_projector, read_tensors, take_trained
 from llava.tokenization import load_tokenizer
 
@@ -61,9 +66,10 @@ def load_pretrained_model(
     A whole LLaVA; a projector of stage 1 or adapters (LoRA, merged), which need `model_base`; a
     folder of transformers' own LlavaForConditionalGeneration; a language model alone, whose image
     processor is None. `model_name` plays no part. Without a CUDA device everything is on the CPU.
-    The default dtype is bfloat16 on CUDA and float32 on a CPU. `tower_replacements` maps a tower's
-    id to the folder or id that its weights are read from; `customized_config` holds config fields,
-    or names a JSON file of them, that count before the model's own.
+    The default dtype is bfloat16 on CUDA and float32 on a CPU; where a tower's features are not
+    those of training because of it, a warning says so. `tower_replacements` maps a tower's id to
+    the folder or id that its weights are read from; `customized_config` holds config fields, or
+    names a JSON file of them, that count before the model's own.
 
     Raises LawError for files that are missing or do not fit, UsageError for a missing `model_base`.
     """
@@ -213,6 +219,16 @@ def _give_tower(
     if representation is None:  # adapters of a language model alone
         return
     frame = frame_of_config(model.config, representation)
+    fields, dtype = vars(model.config), dtype_name(model.dtype)
+    if said := dtype_difference(fields, representation.parts, dtype):
+        before = fields["mm_vision_dtype"]
+        logger.warning(
+            "%s %s; pass torch_dtype='%s' to load_pretrained_model, or --dtype %s to `law chat`",
+            checkpoint.path,
+            said,
+            before,
+            before,
+        )
     tower = LazyTower(representation, frame, model.dtype)
     model.set_vision_tower(tower)
     tower.load_model()

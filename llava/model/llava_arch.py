@@ -26,7 +26,7 @@ from llava.model.multimodal_encoder.anyres import Size
 from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.representation import difference, frame_of_config, record
+from llava.model.representation import difference, dtype_name, frame_of_config, record
 from llava.model.saving import NEWLINE, load_projector
 from llava.model.segments import SEGMENTS, boundaries_as_mask
 from llava.model.splice import Plan, plan
@@ -142,6 +142,7 @@ class LlavaCausalLM:
             self._add_projector()
         self._add_newline()
         self._place_projector()
+        config.mm_vision_dtype = dtype_name(dtype or self.dtype)
         self.set_vision_tower(LazyTower(representation, frame, dtype or self.dtype))
         if load_tower:
             self._tower.load_model()

@@ -167,21 +167,24 @@ def settings(recorded: Mapping[str, Any], representation: Representation) -> dic
     return found
 
 
-def dtype_difference(
-    recorded: Mapping[str, Any], representation: Representation, dtype: str
-) -> str:
+def dtype_difference(recorded: Mapping[str, Any], parts: Sequence[TowerSpec], dtype: str) -> str:
     """Which towers give other features in `dtype` than in the one of training, in words.
 
     Empty where they agree, or where a config does not say (`mm_vision_dtype`).
     """
     before = recorded.get("mm_vision_dtype")
-    parts = [part.id for part in representation.parts if depends_on_dtype(part)]
-    if not before or before == dtype or not parts:
+    concerned = " and ".join(part.id for part in parts if depends_on_dtype(part))
+    if not before or before == dtype or not concerned:
         return ""
     return (
-        f"was trained with {' and '.join(parts)} in {before}, here {dtype}: with compat "
-        "'reference' the noise, and so the features, differ by more than rounding"
+        f"was trained with {concerned} in {before}, and here it is {dtype}: with compat "
+        "'reference' features of the two differ by more than rounding"
     )
+
+
+def dtype_name(dtype: Any) -> str:
+    """As configs and stores have it: `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def depends_on_dtype(spec: TowerSpec) -> bool:

@@ -25,10 +25,16 @@ from llava.model.checkpoint_layout import CONVERTED, LLAVA, LORA, STAGE1, Checkp
 from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
-from llava.model.representation import difference, record, settings
+from llava.model.representation import difference, dtype_name, record, settings
 from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
-from llava.train.model import build_model, frame, projector_type, tokens_per_image
+from llava.train.model import (
+    build_model,
+    compute_dtype,
+    frame,
+    projector_type,
+    tokens_per_image,
+)
 
 logger = get_logger("train")
 
@@ -60,7 +66,8 @@ def prepare(arguments: Arguments) -> Prepared:
     with training.main_process_first(desc="survey of the data"):
         dataset, surveyed = examine(arguments, representation, tokenizer)
     check_dropped(surveyed, data)
-    model = build_model(arguments, representation, tokenizer, added)
+    stored = dataset.features.dtype if dataset.features else None
+    model = build_model(arguments, representation, tokenizer, added, stored)
     packed = data.packing and not training.a_score
     if packed:
         dataset = packed_dataset(dataset, training)
@@ -156,7 +163,7 @@ def examine(
     # Text is cut where images are counted, too: in the survey, which says how much was cut.
     labeller = Labeller(tokenizer, model.version, None, model.mm_use_im_start_end)
     images = image_source(model, data, representation)
-    features = stored_features(model, data, representation)
+    features = stored_features(arguments, representation)
     tokens = tokens_per_image(model, representation)
     surveyed = survey(
         records,
@@ -209,12 +216,29 @@ def image_source(
 
 
 def stored_features(
-    model: ModelArguments, data: DataArguments, representation: Representation | None
+    arguments: Arguments, representation: Representation | None
 ) -> StoredFeatures | None:
-    """What --vision_features store reads in place of images."""
+    """What --vision_features store reads in place of images, in the run's dtype where it is there.
+
+    Warns where the tower in the run's dtype would give other features.
+    """
+    model, data, training = arguments
     if data.vision_features != "store" or representation is None:
         return None
-    return StoredFeatures(data.feature_store, representation, frame(model, data, representation))
+    dtype = dtype_name(compute_dtype(training))
+    view = frame(model, data, representation)
+    found = StoredFeatures(data.feature_store, representation, view, runs_in=dtype)
+    for space in found.unlike(dtype):
+        logger.warning(
+            "%s: features of %s are stored in %s, and this run computes in %s: with compat "
+            "'reference' the two differ by more than rounding; for those of this run, %s",
+            data.feature_store,
+            space.spec.id,
+            space.dtype,
+            dtype,
+            found.command(data.image_folder, dtype),
+        )
+    return found
 
 
 def check_dropped(found: Survey, data: DataArguments) -> None:

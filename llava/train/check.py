@@ -44,7 +44,14 @@ from llava.train.estimate import (
     memory,
     training_flops,
 )
-from llava.train.model import frame, loading_dtype, projector_type, tokens_per_image
+from llava.train.model import (
+    check_dtype,
+    compute_dtype,
+    frame,
+    loading_dtype,
+    projector_type,
+    tokens_per_image,
+)
 
 GB = 1e9
 TERA = 1e12
@@ -204,6 +211,7 @@ def _model(found: _Found) -> Iterator[str]:
     """Language model and projector on the meta device: shapes, no memory."""
     model_arguments, data, training = found.arguments
     config, made = llava_config(config_fields(Checkpoint(model_arguments.model_name_or_path)))
+    before = dict(vars(config))
     with torch.device("meta"):
         model = made(config)
         own = model.mm_projector
@@ -212,6 +220,7 @@ def _model(found: _Found) -> Iterator[str]:
                 dataclasses.replace(model_arguments, pretrain_mm_mlp_adapter=None),
                 representation=found.representation,
                 frame=frame(model_arguments, data, found.representation),
+                dtype=compute_dtype(training),
                 load_tower=False,
             )
     stage = 1 if training.stage1 else 2
@@ -239,6 +248,11 @@ def _model(found: _Found) -> Iterator[str]:
         vocabulary=config.vocab_size,
         tower_flops=sum(cost.flops for cost in costs),
     )
+    if found.representation is not None:
+        features = found.dataset.features if found.dataset else None
+        dtype = features.dtype if features else config.mm_vision_dtype
+        kept = before if model.mm_projector is own else {}
+        check_dtype(found.arguments, found.representation, kept, dtype)
     if found.representation is not None and model_arguments.pretrain_mm_mlp_adapter:
         load_projector(model, model_arguments.pretrain_mm_mlp_adapter)
         yield f"{model_arguments.pretrain_mm_mlp_adapter} fits"

@@ -8,7 +8,7 @@ takes the compute dtype; in stage 2 it is float32, also what --freeze_backbone f
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
+from llava.files import read_json
 from llava.log import get_logger
 from llava.model.builder import load_llava, quantization
 from llava.model.checkpoint_layout import Checkpoint
@@ -23,12 +24,20 @@ from llava.model.lora import add_lora
 from llava.model.multimodal_encoder.processor import frame_of
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.multimodal_projector.builder import projected_tokens
-from llava.model.saving import load_projector
+from llava.model.representation import dtype_difference
+from llava.model.saving import load_projector, projector_file
 from llava.model.segments import SEGMENTS
 from llava.model.trainable import parameter_table, trainable
 from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
 
 logger = get_logger("train")
+
+COMPUTES_IN = {
+    "bfloat16": "--bf16 True",
+    "float16": "--fp16 True",
+    "float32": "--bf16 False --fp16 False",
+}
+"""Dtype -> the flags of a run that computes in it."""
 
 
 def frame(model: ModelArguments, data: DataArguments, representation: Representation) -> str:
@@ -64,13 +73,16 @@ def build_model(
     representation: Representation | None,
     tokenizer: PreTrainedTokenizerBase,
     added: Sequence[int],
+    stored: str | None = None,
 ) -> nn.Module:
     """Loads the weights, freezes what is not trained, prints what is.
 
-    `added` are ids of image tokens that are new to the tokenizer.
+    `added` are ids of image tokens that are new to the tokenizer, `stored` the dtype of features
+    that are read in place of images.
     """
     model_arguments, data, training = arguments
     model = load_language_model(arguments)
+    before, own = dict(vars(model.config)), model.mm_projector
     if representation is not None:
         alone = dataclasses.replace(model_arguments, pretrain_mm_mlp_adapter=None)
         model.initialize_vision_modules(
@@ -80,6 +92,10 @@ def build_model(
             dtype=compute_dtype(training),
             load_tower=data.vision_features == "live",
         )
+        if stored:
+            model.config.mm_vision_dtype = stored
+        kept = before if model.mm_projector is own else {}
+        check_dtype(arguments, representation, kept, model.config.mm_vision_dtype)
     record(arguments, model)
     trainable(
         model,
@@ -98,6 +114,26 @@ def build_model(
     settle_dtypes(model, training)
     report(model)
     return model
+
+
+def check_dtype(
+    arguments: Arguments, representation: Representation, kept: Mapping[str, Any], dtype: str
+) -> None:
+    """Warns where the projector to begin with was trained on features of another dtype.
+
+    It is the one that flags name, else that of the model whose config is `kept`.
+    """
+    model = arguments[0]
+    if model.pretrain_mm_mlp_adapter:
+        beside = projector_file(model.pretrain_mm_mlp_adapter).with_name("config.json")
+        kept = read_json(beside) if beside.is_file() else {}
+    if said := dtype_difference(kept, representation.parts, dtype):
+        logger.warning(
+            "%s %s; go on with %s, or with stored features of that dtype",
+            model.pretrain_mm_mlp_adapter or model.model_name_or_path,
+            said,
+            COMPUTES_IN.get(kept["mm_vision_dtype"], "the dtype of then"),
+        )
 
 
 def load_language_model(arguments: Arguments) -> nn.Module:

@@ -72,6 +72,21 @@ def test_dtype(world):
     assert stored.features(world / "images" / "0.png").dtype == torch.bfloat16
 
 
+def test_several_dtypes(world, tmp_path):
+    """The one that a run computes in, where it is there; else the only one."""
+    images = [world / "images" / "0.png"]
+    store = FeatureStore(tmp_path)
+    extract(alone(world), images, store, frame="own", dtype="float32")
+    assert StoredFeatures(tmp_path, alone(world), "own", runs_in="bfloat16").dtype == "float32"
+    extract(alone(world), images, store, frame="own", dtype="bfloat16")
+    for dtype in ("float32", "bfloat16"):
+        stored = StoredFeatures(tmp_path, alone(world), "own", runs_in=dtype)
+        assert stored.dtype == dtype
+        assert stored.unlike("float16") == []
+    with pytest.raises(LawError, match="say which with --dtype"):
+        StoredFeatures(tmp_path, alone(world), "own", runs_in="float16")
+
+
 def test_what_is_missing(world):
     """An image, a frame and a tower that are not there, each with the command that makes them."""
     stored = StoredFeatures(world / "store", alone(world), "own")

@@ -73,6 +73,24 @@ def test_projector_and_base(trained, capsys):
         chat([str(flag) for flag in flags])
 
 
+def test_dtype(trained, monkeypatch):
+    """The model is loaded in the dtype that was asked for."""
+    given = []
+
+    def load(*_, **options):
+        given.append(options["dtype"])
+        raise LawError("loaded")
+
+    monkeypatch.setattr("llava.eval.chat.load_pretrained_model", load)
+    for flags in ([], ["--dtype", "bfloat16"]):
+        with pytest.raises(LawError, match="loaded"):
+            chat(["--model-path", str(trained / "stage2"), "--query", "?", *flags])
+    assert given == [None, "bfloat16"]
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="expected float32, bfloat16 or float16"):
+        chat(["--model-path", str(trained / "stage2"), "--query", "?", "--dtype", "int8"])
+
+
 def test_sampling(trained, capsys):
     """The same seed gives the same answer, another one another."""
     flags = ["--model-path", trained / "stage2", "--query", "What?", "--temperature", 2]

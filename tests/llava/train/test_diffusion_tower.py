@@ -72,26 +72,93 @@ def test_beside_a_vit(world, tmp_path):
     assert torch.equal(first, second)
 
 
-def test_from_the_store(world, tmp_path):
+def stored(world, tmp_path, name, *dtypes):
+    """Flags of training on a tower's stored features, in each of the dtypes."""
+    for dtype in dtypes:
+        law_features(
+            [
+                *("--images", str(world / "images"), "--model", name),
+                *("--out", str(tmp_path / "store"), "--dtype", dtype),
+            ]
+        )
+    store = {"vision_features": "store", "feature_store": tmp_path / "store"}
+    return {"vision_tower": name, **store}
+
+
+def test_from_the_store(world, tmp_path, law_log):
     """The same losses as with the tower at work."""
     name = f"{GOLDEN / 'dit'}@64:t=50"
-    law_features(
-        [
-            *("--images", str(world / "images"), "--model", name),
-            *("--out", str(tmp_path / "store")),
-        ]
-    )
-    live = stage1(world, tmp_path / "live", vision_tower=name)
-    stored = stage1(
-        world,
-        tmp_path / "stored",
-        vision_tower=name,
-        vision_features="store",
-        feature_store=tmp_path / "store",
-    )
-    train(live)
-    train(stored)
+    flags = stored(world, tmp_path, name, "float32")
+    train(stage1(world, tmp_path / "live", vision_tower=name))
+    train(stage1(world, tmp_path / "stored", **flags))
     assert losses(tmp_path / "live") == pytest.approx(losses(tmp_path / "stored"), rel=1e-5)
+    assert not any("are stored in" in line for line in law_log)
+
+
+def recorded_dtype(folder):
+    """The dtype of the tower that a run recorded."""
+    return json.loads((folder / "config.json").read_text())["mm_vision_dtype"]
+
+
+def test_a_store_of_another_dtype(world, tmp_path, law_log):
+    """Said, with the command that makes what fits; once it is there, it is taken."""
+    name = f"{GOLDEN / 'sd15'}@64"
+    flags = stored(world, tmp_path, name, "float32") | {"bf16": True, "max_steps": 2}
+    train(stage1(world, tmp_path / "a", **flags))
+    (said,) = (line for line in law_log if "are stored in float32" in line)
+    assert "this run computes in bfloat16" in said
+    assert f"--dtype bfloat16 --images {world / 'images'} --out {tmp_path / 'store'}` makes" in said
+    assert recorded_dtype(tmp_path / "a") == "float32"
+    law_log.clear()
+    stored(world, tmp_path, name, "bfloat16")
+    train(stage1(world, tmp_path / "b", **flags))
+    live = {"vision_tower": name, "bf16": True, "max_steps": 2}
+    train(stage1(world, tmp_path / "live", **live))
+    assert not any("are stored in" in line for line in law_log)
+    assert recorded_dtype(tmp_path / "b") == recorded_dtype(tmp_path / "live") == "bfloat16"
+    live, fitting, other = (losses(tmp_path / folder)[0] for folder in ("live", "b", "a"))
+    assert abs(fitting - live) < abs(other - live) / 3
+
+
+def test_a_clean_store_of_another_dtype(world, tmp_path, law_log):
+    """Where the dtype rounds and no more, nothing is said."""
+    flags = stored(world, tmp_path, f"{GOLDEN / 'sd15'}@64:compat=clean", "float32")
+    train(stage1(world, tmp_path / "a", **flags, bf16=True, max_steps=1))
+    assert not any("are stored in" in line for line in law_log)
+
+
+def test_in_another_dtype(world, tmp_path, law_log):
+    """Loaded or trained on in another dtype than before: said, with what to type."""
+    flags = {"vision_tower": f"{GOLDEN / 'sd15'}@64", "max_steps": 1}
+    train(stage1(world, tmp_path / "one", bf16=True, **flags))
+    path, base = str(tmp_path / "one"), str(world / "llm")
+    load_pretrained_model(path, base, torch_dtype="bfloat16")
+    assert not any("by more than rounding" in line for line in law_log)
+    load_pretrained_model(path, base)
+    (said,) = (line for line in law_log if "by more than rounding" in line)
+    assert "in bfloat16, and here it is float32" in said
+    assert "pass torch_dtype='bfloat16' to load_pretrained_model, or --dtype bfloat16" in said
+    law_log.clear()
+    load_pretrained_model(path, base, customized_config={"mm_vision_dtype": None})
+    assert not any("by more than rounding" in line for line in law_log)
+
+    projector_of_1 = tmp_path / "one" / "mm_projector.bin"
+    train(stage2(world, tmp_path / "fits", projector_of_1, bf16=True, **flags))
+    assert not any("by more than rounding" in line for line in law_log)
+    train(stage2(world, tmp_path / "two", projector_of_1, **flags))
+    (said,) = (line for line in law_log if "by more than rounding" in line)
+    assert "go on with --bf16 True" in said
+    law_log.clear()
+    again = stage2(world, tmp_path / "three", model_name_or_path=tmp_path / "two", **flags)
+    train([*again, "--bf16", "True"])
+    (said,) = (line for line in law_log if "by more than rounding" in line)
+    assert "go on with --bf16 False --fp16 False" in said
+    law_log.clear()
+    train([*again, "--bf16", "True", "--check", "True"])
+    assert any("go on with --bf16 False" in line for line in law_log)
+    law_log.clear()
+    train([*again, "--check", "True"])
+    assert not any("by more than rounding" in line for line in law_log)
 
 
 def test_stage_2_goes_on(world, tmp_path):
