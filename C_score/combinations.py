@@ -4,6 +4,7 @@ The features of each tower are brought to length 1 and concatenated, so the cosi
 the mean of the towers' cosines: a row of equal weights.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 
@@ -40,9 +41,11 @@ def membership(subsets: Sequence[Sequence[int]], count: int) -> np.ndarray:
 def joined_name(parts: Sequence[Features]) -> str:
     """What results tables call the concatenation of `parts`: their names joined by '.'.
 
-    The size of a part is left out where the registry would choose it anyway.
+    The size of a part is left out where the registry would choose it anyway. Weights read from
+    elsewhere may have a size that the registry refuses; then every part keeps its own name.
     """
     names = [part.representation for part in parts]
     if all(re.split("[@:]", name)[0] in towers() for name in names):
-        names = [resolve([part.sized for part in parts], grid_align="interpolate").name]
+        with contextlib.suppress(UsageError):
+            names = [resolve([part.sized for part in parts], grid_align="interpolate").name]
     return catalog.representation_id(".".join(names))

@@ -4,11 +4,14 @@
         --output_path data/SPair-71k/features --feature DINOv2
 
 They go into the feature store at --output_path; --pt also writes the original's files,
-`<output_path>/<folders as in the input>/<image>_<suffix>.pt`, each a tensor [1, C, H, W].
+`<output_path>/<folders as in the input>/<image>_<suffix>.pt`, each a tensor [1, C, H, W]. Several
+options are joined by '+', and take settings: `DIFT1.5@512:t=261+DINOv2`.
 """
 
 import argparse
+import dataclasses
 import io
+import socket
 import sys
 from pathlib import Path
 
@@ -17,7 +20,15 @@ if __name__ == "__main__":  # the folders beside this file are no modules: datas
 
 import torch
 
-from C_score.options import FRAMES, options, representation, sized_name, suffix_of
+from C_score.options import (
+    FRAMES,
+    dtype_matters,
+    file_suffix,
+    options,
+    replacements,
+    representation,
+    sized_name,
+)
 from C_score.sources import FLIPPED
 from llava.errors import UsageError
 from llava.exits import run_command
@@ -32,9 +43,13 @@ from llava.extraction import (
 from llava.features import FeatureStore, Space
 from llava.files import write_bytes
 from llava.log import get_logger, progress
-from llava.model.multimodal_encoder.registry import parse_replacements
+from llava.model.multimodal_encoder.registry import Representation
+from llava.model.multimodal_encoder.spec import TowerSpec
 
 logger = get_logger("features")
+
+LONGEST_NAME = 255 - 28 - len(socket.gethostname())
+"""Bytes of a file's name: what file systems take, less what is around it until it is whole."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,25 +60,48 @@ def main(argv: list[str] | None = None) -> None:
             f"--input_path {arguments.input_path}: no such folder; `bash data/prepare_spair.sh` "
             "fetches SPair-71k"
         )
-    found = representation(
-        arguments.feature, arguments.protocol, parse_replacements(arguments.tower_alias)
-    )
+    replace = replacements(arguments.tower_alias)
+    found = representation(arguments.feature, arguments.protocol, replace)
+    endings = {spec: file_suffix(spec, arguments.protocol, replace) for spec in found.parts}
     images, store = find_images([arguments.input_path]), FeatureStore(arguments.output_path)
     if arguments.pt:
         _check_stems(images)
+        _check_lengths(images, max(endings.values(), key=len), arguments.flip)
+    dtypes = _dtypes(found, arguments)
+    arguments.dtype = arguments.dtype or "float32"
     options = {**run_options(arguments), "frame": FRAMES[arguments.protocol], "skip_bad": True}
     done = []
     for mirrored in (False, True) if arguments.flip else (False,):
-        ready = extract(found, images, store, mirrored=mirrored, **options)
-        for one in ready if arguments.pt else ():
-            single = len(found.parts) == 1
-            name = arguments.feature if single else sized_name(one.space.spec)
-            ending = suffix_of(name) + (FLIPPED if mirrored else "")
-            export(one.space, one.keys, arguments.input_path, arguments.output_path, ending)
-        done += ready
+        for dtype, parts in dtypes.items():
+            some = dataclasses.replace(found, parts=tuple(parts))
+            options["dtype"] = dtype
+            ready = extract(some, images, store, mirrored=mirrored, **options)
+            for spec, one in zip(parts, ready, strict=True) if arguments.pt else ():
+                ending = endings[spec] + (FLIPPED if mirrored else "")
+                export(one.space, one.keys, arguments.input_path, arguments.output_path, ending)
+            done += ready
     report(done)
     if not arguments.skip_bad:
         refuse_bad(done)
+
+
+def _dtypes(found: Representation, arguments: argparse.Namespace) -> dict[str, list[TowerSpec]]:
+    """The parts by the dtype that they are computed in.
+
+    That of --dtype; else float32, under protocol `paper` bfloat16 for what depends on it.
+    """
+    dtypes: dict[str, list[TowerSpec]] = {}
+    for spec in found.parts:
+        dtype = arguments.dtype or "float32"
+        if not arguments.dtype and arguments.protocol == "paper" and dtype_matters(spec):
+            dtype = "bfloat16"
+            logger.info(
+                "%s: in bfloat16, as the published features, which leaves no noise at t 1; "
+                "--dtype float32 takes another",
+                sized_name(spec, "paper"),
+            )
+        dtypes.setdefault(dtype, []).append(spec)
+    return dtypes
 
 
 def _check_stems(images: list[Path]) -> None:
@@ -75,6 +113,17 @@ def _check_stems(images: list[Path]) -> None:
             raise UsageError(
                 f"--pt: {other} and {path} would both be written to {path.stem}_<feature>.pt; "
                 "rename one, or leave --pt out, since the store keeps them apart"
+            )
+
+
+def _check_lengths(images: list[Path], ending: str, flip: bool) -> None:
+    """UsageError where a file's name would be longer than file systems take."""
+    for path in images:
+        name = f"{path.stem}_{ending}{FLIPPED if flip else ''}.pt"
+        if len(name.encode()) > LONGEST_NAME:
+            raise UsageError(
+                f"--pt: the name {name} is {len(name.encode())} bytes long, more than the "
+                f"{LONGEST_NAME} that can be written; rename {path}, or leave --pt out"
             )
 
 
@@ -129,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         "--flip", action="store_true", help="also of the mirrored images, for the adaptive flip"
     )
     add_arguments(parser)
+    parser.set_defaults(dtype=None)  # left out, the protocol decides
     return parser
 
 

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from C_score.datasets.pairs import PairSet, Picture
 from C_score.geo import mutual_points
-from C_score.options import FRAMES, option_of, representation, sized_name, suffix_of
+from C_score.options import (
+    FRAMES,
+    file_suffix,
+    option_of,
+    representation,
+    shortened,
+    sized_name,
+    suffix_of,
+)
 from C_score.sources import (
     FLIPPED,
     Features,
@@ -75,7 +83,7 @@ def stored_names(root: Path, protocol: str, dtype: str | None) -> list[str]:
         for space in FeatureStore(root).spaces()
         if space.frame == FRAMES[protocol] and dtype in (None, space.dtype) and len(space)
     ]
-    names = list(dict.fromkeys(sized_name(space.spec) for space in spaces))
+    names = list(dict.fromkeys(sized_name(space.spec, protocol) for space in spaces))
     if not names:
         raise LawError(
             f"{root} is no feature store with features under protocol '{protocol}'; "
@@ -109,7 +117,25 @@ class _Finder:
         pieces = model.split("+")
         if len(pieces) == 1:
             return [self.files(model)]
-        return [part for piece in pieces for part in self.stored(piece) or [self.files(piece)]]
+        joined = self.joined_suffixes(model, len(pieces))
+        return [
+            part
+            for piece, suffix in zip(pieces, joined, strict=True)
+            for part in self.stored(piece) or [self.files(piece, suffix)]
+        ]
+
+    def joined_suffixes(self, model: str, count: int) -> list[str]:
+        """What ends the files of each part where the join was extracted as one: sizes may differ.
+
+        A part that is no known tower has none, nor have the others then.
+        """
+        try:
+            parts = representation(model, self.protocol).parts
+        except LawError:
+            parts = ()
+        if len(parts) != count:
+            return [""] * count
+        return [file_suffix(spec, self.protocol) for spec in parts]
 
     def stored(self, name: str) -> list[Features] | None:
         """The parts of `name` out of the store; None where it does not hold all of them."""
@@ -121,8 +147,8 @@ class _Finder:
             return [
                 self.of_space(
                     self.space(spec, frame),
-                    name if single else spec.id,
-                    meant.name if single else sized_name(spec),
+                    name if single else sized_name(spec, self.protocol),
+                    meant.name if single else sized_name(spec, self.protocol),
                 )
                 for spec in meant.parts
             ]
@@ -185,9 +211,13 @@ class _Finder:
             self._keys |= {picture.name: image_key(picture.path) for picture in self.pictures}
         return self._keys
 
-    def files(self, name: str) -> FileFeatures:
-        """The features in `<image>_<name>.pt` files; the first one tells grid and width."""
-        for suffix in dict.fromkeys((name, suffix_of(name))):
+    def files(self, name: str, joined: str = "") -> FileFeatures:
+        """The features in `<image>_<name>.pt` files; the first one tells grid and width.
+
+        Else in those that extraction writes for the name, alone or (`joined`) as a part of a join.
+        """
+        suffixes = (shortened(name), suffix_of(name, self.protocol), joined)
+        for suffix in dict.fromkeys(filter(None, suffixes)):
             found = FileFeatures(
                 name=suffix,
                 representation=file_representation(name),

@@ -39,7 +39,7 @@ class Protocol:
                 str(self.options.match),
                 self.grid(towers),
                 f"anno{ANNO}",
-                "+".join(dict.fromkeys(tower.origin for tower in towers)),
+                self._features(towers),
                 self._flip(),
             ]
         )
@@ -49,6 +49,17 @@ class Protocol:
         own = dict.fromkeys(f"{tower.n}x{tower.n}" for tower in towers)
         used = f"{self.n}x{self.n}"
         return used if list(own) == [used] else f"{'+'.join(own)}r{used}"
+
+    def _features(self, towers: Sequence[Features]) -> str:
+        """`tower`, `tower+external`; `tower-bfloat16` where the dtype is more than rounding.
+
+        Towers of several such dtypes have them all, in the towers' order.
+        """
+        found = {tower.origin: [] for tower in towers}
+        for tower in towers:
+            if tower.dtype:
+                found[tower.origin].append(tower.dtype)
+        return "+".join(origin + _dtypes(dtypes) for origin, dtypes in found.items())
 
     def _split(self) -> str:
         """`test`; with the categories and the sample, where not all pairs were scored."""
@@ -68,3 +79,11 @@ class Protocol:
         if not self.options.flip:
             return "noflip"
         return "flip" if self.options.mapping == "right" else "flip-reference"
+
+
+def _dtypes(dtypes: Sequence[str]) -> str:
+    """`-bfloat16`; nothing where all are float32."""
+    different = set(dtypes)
+    if different <= {"float32"}:
+        return ""
+    return "-" + "+".join(dtypes[:1] if len(different) == 1 else dtypes)

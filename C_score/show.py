@@ -9,7 +9,7 @@ import numpy as np
 from C_score.datasets.frame import from_frame, patch_index
 from C_score.datasets.pairs import Category, Picture
 from C_score.draw import draw_heat_map, draw_matches
-from C_score.options import FRAMES
+from C_score.options import FRAMES, shortened
 from C_score.report import Report
 from C_score.score import Detail
 
@@ -84,4 +84,4 @@ def _pixels(xy_K2: np.ndarray, picture: Picture) -> np.ndarray:
 
 def file_name(text: str) -> str:
     """A model's or pair's name as part of a path."""
-    return re.sub(r"[^\w.+@-]+", "-", text)
+    return shortened(re.sub(r"[^\w.+@-]+", "-", text))

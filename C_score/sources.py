@@ -14,8 +14,10 @@ import torch
 from torch.nn import functional
 
 from C_score.datasets.pairs import Picture
+from C_score.options import dtype_matters
 from llava.errors import LawError, UsageError
 from llava.features import mirrored_key
+from llava.model.multimodal_encoder.diffusion.options import suffix
 
 EPSILON = 1e-10
 """Added to a feature's length before dividing by it (the reference's normalisation)."""
@@ -42,8 +44,13 @@ class Features(ABC):
 
     @property
     def sized(self) -> str:
-        """The name with the input size that the registry must be told to make this grid."""
+        """The name with the size and the settings that the registry must be told to make these."""
         return self.representation
+
+    @property
+    def dtype(self) -> str:
+        """What they were computed in, where that changes more than rounding; else empty."""
+        return ""
 
     @property
     @abstractmethod
@@ -182,8 +189,14 @@ class StoreFeatures(Features):
 
     @property
     def sized(self) -> str:
-        """`id@size` of the stored spec."""
-        return f"{self.space.spec.id}@{self.space.spec.size}"
+        """`id@size:option=value` of the stored spec."""
+        spec = self.space.spec
+        return f"{spec.id}@{spec.size}{suffix(spec)}"
+
+    @property
+    def dtype(self) -> str:
+        """Of diffusion towers that compute as the published code does."""
+        return self.space.dtype if dtype_matters(self.space.spec) else ""
 
     @property
     def place(self) -> str:

@@ -6,17 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from made_pairs import category, pair_set, random_maps, random_set, save_maps
 from PIL import Image
+from repository import ROOT
 
+from C_score.combinations import joined_name
 from C_score.datasets.pairs import PairSet, Picture
-from C_score.lookup import find_towers, scored_pictures
+from C_score.evaluate import Request, evaluate
+from C_score.extract_feature import main as extract_feature
+from C_score.lookup import find_towers, scored_pictures, stored_names
 from C_score.score import score
 from C_score.sources import FileFeatures, StoreFeatures, common_grid, resample
 from llava.errors import LawError, UsageError
 from llava.features import FeatureStore, image_key, mirrored_key
 from llava.model.multimodal_encoder.registry import resolve
+
+SD15 = str(ROOT / "tests" / "golden" / "diffusion" / "sd15")
 
 
 @pytest.fixture
@@ -344,3 +351,132 @@ def test_stored_and_filed_features_score_alike(stored):
     filed = save_maps(store.root, "dino", pairs, maps)
     (ours,), (theirs,) = (score(pairs, [one], [[1]], 16) for one in (towers[0], filed))
     assert np.array_equal(ours.all.hits_SA, theirs.all.hits_SA)
+
+
+def fill(store, pairs, name, seed, frame="pad", dtype="float32"):
+    """Puts made-up features of a tower into the store; its spec."""
+    (spec,) = resolve(name).parts
+    maps = random_maps(len(pairs.pictures), spec.dim, spec.grid[0], seed)
+    shown = zip(pairs.pictures, maps, strict=True)
+    space = store.space(spec, frame, dtype)
+    space.write({image_key(p.path): m.flatten(1).T for p, m in shown})
+    return spec
+
+
+def check_names(reports):
+    """Every report and row has a name of its own, which is read as the towers that it is of."""
+    assert len({report.model for report in reports}) == len(reports)
+    rows = [row for report in reports for row in report.rows("", "")]
+    keys = {(row.representation, row.quantity, row.benchmark, row.protocol) for row in rows}
+    assert len(keys) == len(rows)
+    assert len({report.representation for report in reports}) == len(reports)
+    for report in reports:
+        assert report.to_json()["representation"] == report.representation
+        meant = resolve(report.representation, grid_align="interpolate")
+        assert meant.parts == tuple(tower.space.spec for tower in report.towers)
+        assert "+".join(part.hash() for part in meant.parts) == report.spec_hash
+
+
+def test_settings_have_names_of_their_own(stored, tmp_path):
+    """A real diffusion tower at several settings, alone and with another tower."""
+    pairs, _, _ = stored
+    clip = str(tiny.save_encoder(tmp_path / "clip", "clip_vision_model"))
+    out = tmp_path / "real"
+    arguments = ["--input_path", str(tmp_path), "--output_path", str(out)]
+    settings = [f"{SD15}@128{options}" for options in ("", ":t=261", ":compat=clean")]
+    for name in (clip, *settings):
+        extract_feature([*arguments, "--feature", name])
+    models = [*settings, *(f"{name}+{clip}" for name in settings), "+".join(settings[:2])]
+    check_names(evaluate(pairs, Request(models, out)))
+    together = Request(stored_names(out, "tower", None), out, combine=True)
+    found = evaluate(pairs, together)
+    assert len(found) == 15
+    check_names(found)
+
+
+def test_known_towers_have_names_of_their_own(stored):
+    """The same of `sd1.5`; sizes that the registry would choose are left out."""
+    pairs, store, _ = stored
+    settings = [f"sd1.5@512{options}" for options in ("", ":t=261", ":up_ft_index=0:noise_seed=1")]
+    for seed, name in enumerate(settings):
+        fill(store, pairs, name, seed)
+    models = [*settings, *(f"{name}+clip" for name in settings), "+".join(settings)]
+    reports = evaluate(pairs, Request(models, store.root))
+    check_names(reports)
+    own = "runwayml/stable-diffusion-v1-5"
+    assert reports[1].representation == f"{own}@512:t=261"
+    assert reports[4].representation == f"{own}:t=261.openai/clip-vit-large-patch14"
+    combined = evaluate(pairs, Request([models[3], settings[1]], store.root, combine=True))
+    check_names(combined)
+    assert {report.model for report in combined} >= {f"{own}@512+{settings[1]}"}
+
+
+def test_mirrors_of_another_size_keep_their_names(stored):
+    """Weights from elsewhere may have a size that the registry's tower does not take."""
+    pairs, store, _ = stored
+    towers, _ = find(pairs, store.root, "clip")
+    spec = towers[0].space.spec
+    small = dataclasses.replace(spec, weights="mirror", size=112)
+    mirror = dataclasses.replace(towers[0], space=store.space(small, "pad", "float32"))
+    assert joined_name([mirror]) == "openai/clip-vit-large-patch14"
+
+
+def test_options_are_read_from_the_store(stored):
+    """By the original's names too, with settings, and part by part."""
+    pairs, store, _ = stored
+    spec = fill(store, pairs, "sd1.5@512:t=261", 0)
+    fill(store, pairs, "sd1.5@512", 1)
+    for name in ("DIFT1.5@512:t=261", "DIFT1.5:t=261+CLIP", "CLIP.DIFT1.5:t=261"):
+        towers, _ = find(pairs, store.root, name)
+        assert spec.hash() in [tower.spec_hash for tower in towers]
+        assert all(isinstance(tower, StoreFeatures) for tower in towers)
+        assert all(tower.n == 16 for tower in towers)
+
+
+def test_published_sizes_are_scored_as_stored(stored):
+    """Under `paper` no part adopts another's grid: unequal ones are an error, or resampled."""
+    pairs, store, _ = stored
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+    for seed, name in enumerate(("clip", "sd1.5", "sdxl@512")):
+        spec = dataclasses.replace(resolve(name).parts[0], **half)
+        maps = random_maps(5, spec.dim, spec.grid[0], seed)
+        shown = zip(pairs.pictures, maps, strict=True)
+        space = store.space(spec, "stretch", "bfloat16" if seed else "float32")
+        space.write({image_key(p.path): m.flatten(1).T for p, m in shown})
+    asked = Request(["DIFT1.5+CLIP"], store.root, frame="paper")
+    with pytest.raises(UsageError, match=r"24 x 24.*16 x 16.*--resample 24"):
+        evaluate(pairs, asked)
+    (report,) = evaluate(pairs, dataclasses.replace(asked, resample=16))
+    assert "/24x24+16x16r16x16/anno840/paper-bfloat16/" in report.protocol
+    assert [tower.space.spec.size for tower in report.towers] == [768, 224]
+    names = stored_names(store.root, "paper", None)
+    assert len(find(pairs, store.root, *names, protocol="paper")[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("clip", "tower"),
+        ("sd1.5@512", "tower-bfloat16"),
+        ("sd1.5@512+clip", "tower-bfloat16"),
+        ("clip+sd1.5@512", "tower-bfloat16"),
+        ("sd1.5@512:t=261", "tower"),
+        ("sd1.5@512:compat=clean", "tower"),
+        ("sd1.5@512+sd2.1@512", "tower-bfloat16"),
+        ("sd1.5@512+sd1.5@512:t=261", "tower-bfloat16+float32"),
+        ("sd1.5@512:t=261+sd1.5@512", "tower-float32+bfloat16"),
+        ("sd1.5@512+mine", "tower-bfloat16+external"),
+        ("mine+sd1.5@512:t=261", "external+tower"),
+    ],
+)
+def test_the_dtype_is_in_the_protocol(stored, model, expected):
+    """Where a tower that computes as published was not run in float32; of others it is rounding."""
+    pairs, store, _ = stored
+    fill(store, pairs, "sd1.5@512", 0, dtype="bfloat16")
+    fill(store, pairs, "sd2.1@512", 1, dtype="bfloat16")
+    fill(store, pairs, "sd1.5@512:t=261", 2)
+    fill(store, pairs, "sd1.5@512:compat=clean", 3, dtype="bfloat16")
+    save_maps(store.root, "mine", pairs, random_maps(5, 8, 16, 0))
+    (report,) = evaluate(pairs, Request([model], store.root))
+    assert f"/anno840/{expected}/noflip" in report.protocol
+    assert {row.protocol.partition("/geo-")[0] for row in report.rows("", "")} == {report.protocol}
