@@ -17,6 +17,7 @@ from C_score import cli
 from C_score.datasets import read_pairs
 from C_score.protocol import Protocol
 from C_score.score import Options
+from C_score.show import file_name
 from llava import results
 from llava.errors import LawError, UsageError
 
@@ -67,6 +68,14 @@ def test_categories_are_part_of_the_protocol(answer, tmp_path):
     assert "spair71k/test-bus+cat/" in table.read_text()
 
 
+def test_long_names_of_drawings():
+    """A model with a long prompt, or many towers, has a folder that can be made."""
+    found = [file_name(f"sd1.5:prompt={'a' * 300}{end}+clip") for end in "ab"]
+    assert len(set(found)) == 2
+    assert all(len(name) == 100 for name in found)
+    assert file_name("sd1.5:t=261+clip") == "sd1.5-t-261+clip"
+
+
 def test_drawing_is_refused_before_scoring(tmp_path, capsys):
     """Where an image is missing, or the folder cannot be written."""
     data = tmp_path / "SPair-71k"
@@ -112,7 +121,7 @@ def test_flags_select_the_protocol(answer, flags, average):
 
 
 def test_the_fill_that_the_reference_lacks(answer):
-    """Figures of spec section 5, to the digits given there."""
+    """Figures that were measured apart from this code, to their digits."""
     for model, percent in (("modelb16", 47.97), ("modelb24", 58.05)):
         found = answer("--model", model, "--fill", "inf")
         assert 100 * found["overall"]["0.10"] == pytest.approx(percent, abs=0.005)

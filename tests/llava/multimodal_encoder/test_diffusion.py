@@ -279,7 +279,7 @@ def test_levels_outlive_a_cast():
     [("sd15", 0.9991477, 0.0412793), ("sdxl", 0.9991477, 0.0412793), ("dit", 0.9998900, 0.0148304)],
 )
 def test_noise_at_t_1(model, signal, noise):
-    """What spec table 1.3 measured; of the latents and of the noise in float32."""
+    """Shares of signal and noise, from the betas; of the latents and of the noise in float32."""
     mixing = tower_of(model).mixing
     assert mixing.coefficients == pytest.approx((signal, noise), abs=1e-7)
     one, zero = torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)

@@ -25,15 +25,15 @@ from llava.model.multimodal_encoder.spec import COMPATS, TowerSpec
 from llava.model.multimodal_encoder.tap import tap
 
 AT_ONCE = 16
-"""Images in one pass of the network; more take memory and no less time."""
+"""Images in one pass of the network, which bounds the memory that it takes."""
 
 
 class DiffusionTower(VisionTower):
     """The network of a diffusion model with its VAE's encoder; text encoders run once and go.
 
     A subclass says which network it is, how it is called and what its conditions are. `compat`
-    chooses between the published code's computation and the models' own (spec sections 1.2 to 1.6
-    of the reference, Law of Vision Representation in MLLMs).
+    chooses between the computation of the paper's published code and the models' own
+    (docs/diffusion.md lists where they differ).
     """
 
     network_class: ClassVar[str]
