@@ -12,7 +12,6 @@ from llava.features import FeatureStore, Space, image_key
 from llava.model.multimodal_encoder.combined import joined
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.multimodal_encoder.spec import TowerSpec
-from llava.model.representation import depends_on_dtype
 
 
 class StoredFeatures:
@@ -50,12 +49,12 @@ class StoredFeatures:
     @property
     def dtype(self) -> str:
         """That of the first tower whose features depend on it, else of the first."""
-        which = (space for space in self.spaces if depends_on_dtype(space.spec))
+        which = (space for space in self.spaces if space.spec.depends_on_dtype)
         return next(which, self.spaces[0]).dtype
 
     def unlike(self, dtype: str) -> list[Space]:
         """Spaces whose features are not those of a tower in this dtype, by more than rounding."""
-        return [s for s in self.spaces if s.dtype != dtype and depends_on_dtype(s.spec)]
+        return [s for s in self.spaces if s.dtype != dtype and s.spec.depends_on_dtype]
 
     def missing(self, images: Sequence[str | os.PathLike | bytes]) -> list[int]:
         """Which of the images (by place) some tower has no features of."""

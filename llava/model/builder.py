@@ -23,16 +23,12 @@ from llava.errors import LawError, MissingPackageError, UsageError
 from llava.log import get_logger
 from llava.model import converted
 from llava.model.checkpoint_layout import CONVERTED, LLAVA, LORA, STAGE1, TEXT, Checkpoint
+from llava.model.comparison import dtype_difference
 from llava.model.language_model import llava_class
 from llava.model.lazy_tower import LazyTower
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.vit import quiet
-from llava.model.representation import (
-    dtype_difference,
-    dtype_name,
-    frame_of_config,
-    representation_of,
-)
+from llava.model.representation import dtype_name, frame_of_config, representation_of
 from llava.model.saving import of_projector, read_tensors, take_trained
 from llava.tokenization import load_tokenizer
 

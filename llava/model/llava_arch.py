@@ -19,6 +19,7 @@ from llava.constants import (
 )
 from llava.errors import LawError, UsageError
 from llava.log import get_logger
+from llava.model.comparison import difference
 from llava.model.image_rows import Images, Layout, Views, views
 from llava.model.lazy_tower import LazyTower
 from llava.model.loss import token_losses
@@ -26,7 +27,7 @@ from llava.model.multimodal_encoder.anyres import Size
 from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.representation import difference, dtype_name, frame_of_config, record
+from llava.model.representation import dtype_name, frame_of_config, record
 from llava.model.saving import NEWLINE, load_projector
 from llava.model.segments import SEGMENTS, boundaries_as_mask
 from llava.model.splice import Plan, plan

@@ -22,7 +22,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.errors import LawError, UsageError
 from llava.files import read_json, write_bytes, write_json
-from llava.model.representation import difference
+from llava.model.comparison import difference
 
 PROJECTOR = "mm_projector"
 NEWLINE = "image_newline"

@@ -22,10 +22,11 @@ from llava.files import ensure_writable
 from llava.log import get_logger
 from llava.model.builder import config_fields
 from llava.model.checkpoint_layout import CONVERTED, LLAVA, LORA, STAGE1, Checkpoint
+from llava.model.comparison import difference, settings
 from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.registry import Representation, parse_replacements, resolve
-from llava.model.representation import difference, dtype_name, record, settings
+from llava.model.representation import dtype_name, record
 from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments, DataArguments, ModelArguments, TrainingArguments
 from llava.train.model import (

@@ -20,11 +20,11 @@ from llava.files import read_json
 from llava.log import get_logger
 from llava.model.builder import load_llava, quantization
 from llava.model.checkpoint_layout import Checkpoint
+from llava.model.comparison import dtype_difference
 from llava.model.lora import add_lora
 from llava.model.multimodal_encoder.processor import frame_of
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.multimodal_projector.builder import projected_tokens
-from llava.model.representation import dtype_difference
 from llava.model.saving import load_projector, projector_file
 from llava.model.segments import SEGMENTS
 from llava.model.trainable import parameter_table, trainable

@@ -179,6 +179,15 @@ class TowerSpec:
         return {"patch": rows * columns, "cls_patch": rows * columns + 1, "cls": 1}[self.select]
 
     @property
+    def depends_on_dtype(self) -> bool:
+        """Whether features differ from dtype to dtype by more than rounding.
+
+        The published code mixes noise in the tower's dtype, and bfloat16 rounds that of early steps
+        away.
+        """
+        return self.t is not None and self.compat == "reference"
+
+    @property
     def block(self) -> int:
         """Index of the hidden state that is read, 0 to depth."""
         return self.layer if self.layer >= 0 else self.depth + 1 + self.layer
