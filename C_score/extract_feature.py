@@ -165,7 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--feature",
         required=True,
-        help=f"{', '.join(options())}, or any name or combination that `law towers` understands",
+        help=f"{', '.join(options())}, or any name that `law towers` understands; with @SIZE, "
+        ":OPTION=VALUE and '+' joins",
     )
     parser.add_argument(
         "--protocol",

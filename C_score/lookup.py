@@ -239,7 +239,7 @@ class _Finder:
                     f"{len(missing)} of {len(self.pictures)} feature files of '{features.name}' "
                     f"are missing, the first is {features.path(missing[0])}"
                     + self.why(name)
-                    + write_hint(features.name)
+                    + write_hint(name if features is found else features.name)
                 )
         first = found.path(self.pictures[0])
         dim, n, _ = load_map(first, name).shape

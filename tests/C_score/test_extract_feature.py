@@ -277,6 +277,15 @@ def test_diffusion_files(images, clip, tmp_path):
         assert [(one.name, one.origin) for one in found] == [(n, "external") for n in names]
 
 
+def test_files_of_other_weights(images, tmp_path):
+    """A mirror of another size than the option's: that is its own, which no file name says."""
+    arguments = ["--input_path", str(images), "--output_path", str(tmp_path / "out"), "--pt"]
+    dino = str(tiny.save_encoder(tmp_path / "dino", "dinov2"))
+    assert resolve(dino).parts[0].size != resolve("dinov2").parts[0].size
+    main([*arguments, "--feature", "DINOv2", "--tower-alias", f"DINOv2={dino}"])
+    assert len(list((tmp_path / "out").rglob("*_dino.pt"))) == 4
+
+
 def test_a_join_is_found_as_it_was_extracted(tmp_path):
     """Its plain name finds the files of a part that adopted another's grid, unless it has some."""
     picture = Picture(tmp_path / "a.jpg", "a", 40, 50)

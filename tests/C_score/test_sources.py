@@ -17,6 +17,7 @@ from C_score.datasets.pairs import PairSet, Picture
 from C_score.evaluate import Request, evaluate
 from C_score.extract_feature import main as extract_feature
 from C_score.lookup import find_towers, scored_pictures, stored_names
+from C_score.options import representation, suffix_of
 from C_score.score import score
 from C_score.sources import FileFeatures, StoreFeatures, common_grid, resample
 from llava.errors import LawError, UsageError
@@ -449,8 +450,37 @@ def test_published_sizes_are_scored_as_stored(stored):
     (report,) = evaluate(pairs, dataclasses.replace(asked, resample=16))
     assert "/24x24+16x16r16x16/anno840/paper-bfloat16/" in report.protocol
     assert [tower.space.spec.size for tower in report.towers] == [768, 224]
+
+
+def test_every_stored_tower_is_found_under_paper(stored):
+    """At sizes that are published and at those that are a tower's own elsewhere."""
+    pairs, store, _ = stored
+    for seed, name in enumerate(("DIFTXL", "DIFTXL@768", "DINOv2@336", "clip336")):
+        (spec,) = representation(name, "paper").parts
+        maps = random_maps(5, spec.dim, spec.grid[0], seed)
+        shown = zip(pairs.pictures, maps, strict=True)
+        space = store.space(spec, "stretch", "bfloat16")
+        space.write({image_key(p.path): m.flatten(1).T for p, m in shown})
     names = stored_names(store.root, "paper", None)
-    assert len(find(pairs, store.root, *names, protocol="paper")[0]) == 3
+    found, _ = find(pairs, store.root, *names, protocol="paper")
+    assert {tower.space.spec.size for tower in found} == {512, 768, 336}
+    assert len(found) == 4
+    assert {tower.origin for tower in found} == {"paper"}
+
+
+def test_a_name_longer_than_a_file_name(stored):
+    """Is that of the files that extraction wrote for it; without any it is unknown, not a crash."""
+    pairs, store, maps = stored
+    name = f"DIFT1.5@512:prompt={'%61' * 100}"
+    with pytest.raises(UsageError, match=r"no features 'DIFT1\.5@512:prompt="):
+        find(pairs, store.root, name)
+    save_maps(store.root, suffix_of(name), pairs, maps)
+    (found,), _ = find(pairs, store.root, name)
+    assert found.name == suffix_of(name)
+    assert len(found.name) == 100
+    found.path(pairs.pictures[3]).unlink()
+    with pytest.raises(LawError, match=f"--feature {name} --pt"):
+        find(pairs, store.root, name)
 
 
 @pytest.mark.parametrize(
