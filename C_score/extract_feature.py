@@ -22,7 +22,6 @@ import torch
 
 from C_score.options import (
     FRAMES,
-    dtype_matters,
     file_suffix,
     options,
     replacements,
@@ -93,7 +92,7 @@ def _dtypes(found: Representation, arguments: argparse.Namespace) -> dict[str, l
     dtypes: dict[str, list[TowerSpec]] = {}
     for spec in found.parts:
         dtype = arguments.dtype or "float32"
-        if not arguments.dtype and arguments.protocol == "paper" and dtype_matters(spec):
+        if not arguments.dtype and arguments.protocol == "paper" and spec.depends_on_dtype:
             dtype = "bfloat16"
             logger.info(
                 "%s: in bfloat16, as the published features, which leaves no noise at t 1; "

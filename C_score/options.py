@@ -64,19 +64,26 @@ def representation(
 ) -> Representation:
     """What an option, a suffix of one, or any representation name stands for under a protocol.
 
-    Option names stand wherever a tower's name may: `DIFT1.5@512:t=261+DINOv2`. Under `paper` no
-    part of a join adopts another's grid: the published features were extracted one by one.
+    Option names stand wherever a tower's name may: `DIFT1.5@512:t=261+DINOv2`. Under `paper` a
+    diffusion tower of a join keeps its published size; a ViT that takes any adopts a grid.
     Raises UsageError for a name that is none of these, with the nearest one.
     """
     if protocol not in FRAMES:
         raise UsageError(unknown_name("feature protocol", protocol, FRAMES))
     if protocol == "tower":
         return _resolved(name, replace=replace)
-    sizes = {option.tower: option.paper_size for option in options().values()}
-    # parts that are appended keep their own sizes
-    found = _resolved(name, replace=replace, sizes=sizes, join="append")
-    parts = tuple(map(_as_published, found.parts))
-    return dataclasses.replace(found, parts=parts, join="channel", grid_align="interpolate")
+    asked = {
+        "replace": replace,
+        "sizes": {option.tower: option.paper_size for option in options().values()},
+    }
+    alone = _resolved(name, **asked, join="append")  # parts that are appended keep their own sizes
+    grid_align = "interpolate" if any(spec.t is not None for spec in alone.parts) else ""
+    found = _resolved(name, **asked, grid_align=grid_align)
+    parts = (
+        own if own.t is not None else settled
+        for own, settled in zip(alone.parts, found.parts, strict=True)
+    )
+    return dataclasses.replace(found, parts=tuple(map(_as_published, parts)))
 
 
 def _resolved(name: str, **more) -> Representation:
@@ -188,14 +195,6 @@ def shortened(name: str) -> str:
         return name
     digest = f"~{hashlib.sha256(data).hexdigest()[:16]}"
     return data[: LONGEST - len(digest)].decode(errors="ignore") + digest
-
-
-def dtype_matters(spec: TowerSpec) -> bool:
-    """Whether the features depend on the dtype beyond rounding.
-
-    The published code mixes noise into latents in their dtype: at t 1 none is left in bfloat16.
-    """
-    return spec.t is not None and spec.compat == "reference"
 
 
 def _set_apart(spec: TowerSpec, protocol: str, replace: Mapping[str, str] | None) -> str:

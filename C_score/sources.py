@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional
 
 from C_score.datasets.pairs import Picture
-from C_score.options import dtype_matters
 from llava.errors import LawError, UsageError
 from llava.features import mirrored_key
 from llava.model.multimodal_encoder.diffusion.options import suffix
@@ -196,7 +195,7 @@ class StoreFeatures(Features):
     @property
     def dtype(self) -> str:
         """Of diffusion towers that compute as the published code does."""
-        return self.space.dtype if dtype_matters(self.space.spec) else ""
+        return self.space.dtype if self.space.spec.depends_on_dtype else ""
 
     @property
     def place(self) -> str:

@@ -108,9 +108,13 @@ def test_options_do_not_reach_into_names(tmp_path, monkeypatch):
 
 
 def test_paper_sizes():
-    """Each option has its published size there, alone and in any join; a name says another."""
+    """A diffusion option has its published size in any join; a ViT adopts the first's grid."""
     assert representation("dinov2@336", "paper").parts[0].size == 336
-    for first in README_OPTIONS:
+    assert {p.grid for p in representation("clip336+dinov2", "paper").parts} == {(24, 24)}
+    assert {p.grid for p in representation("C+D@336", "paper").parts} == {(24, 24)}
+    diffusion = [name for name in README_OPTIONS if "DIFT" in name]
+    assert len(diffusion) == 6
+    for first in diffusion:
         for second in ("CLIP", "DIFT1.5@512"):
             asked = representation(f"{first}+{second}", "paper")
             sizes = [part.size for part in asked.parts]
