@@ -11,9 +11,9 @@ from llavas import CLIP, MODELS, SIGLIP, arguments, family_llava, folders, golde
 
 from llava.errors import LawError, UsageError
 from llava.model.builder import load_pretrained_model
+from llava.model.comparison import difference
 from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
 from llava.model.multimodal_encoder.registry import resolve
-from llava.model.comparison import difference
 from llava.model.representation import record, representation_of
 from llava.model.saving import load_projector, projector_file, read_tensors, save_projector
 from llava.model.trainable import trainable
