@@ -10,6 +10,7 @@ from pathlib import Path
 
 import transformers
 from accelerate.utils import broadcast_object_list
+from torch import distributed
 
 from llava import results
 from llava.errors import LawError
@@ -42,9 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if training.a_score:
         transformers.set_seed(training.seed)
         _score(arguments, prepare(arguments))
-        return
-    with _own_folder(arguments):
-        _train(arguments)
+    else:
+        with _own_folder(arguments):
+            _train(arguments)
+    _leave_the_others()
+
+
+def _leave_the_others() -> None:
+    """Ends the group of processes: its threads, alive when Python ends, may abort a finished run.
+
+    Not after an error, when ending it could wait for ranks that wait for this one.
+    """
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.destroy_process_group()
 
 
 def _train(arguments: Arguments) -> None:
