@@ -44,14 +44,7 @@ from llava.model.multimodal_encoder.registry import resolve
 from llava.model.multimodal_encoder.spec import TowerSpec
 
 CONFIGS = Path(__file__).parent / "diffusion_configs"
-MODELS = {
-    "sd1.5": "stable-diffusion-v1-5",
-    "sd2.1": "stable-diffusion-2-1",
-    "sdim": "sd-image-variations-diffusers",
-    "sdxl": "stable-diffusion-xl-base-1.0",
-    "dit": "DiT-XL-2-512",
-    "sd3": "stable-diffusion-3-medium-diffusers",
-}
+MODELS = ("sd1.5", "sd2.1", "sdim", "sdxl", "dit", "sd3")
 PARTS = ("text", "VAE", "network")
 EMPTY_PROMPT = [[49406, *[49407] * 76]]
 """CLIP's ids of '': begin, end, and padding by the end as Stable Diffusion 1.5 has it."""
@@ -511,7 +504,7 @@ def main() -> None:
         changes = {"size": arguments.size} if arguments.size else {}
         if arguments.tap is not None:
             changes["up_ft_index"] = arguments.tap
-        spec = dataclasses.replace(spec, weights=str(CONFIGS / MODELS[name]), **changes)
+        spec = dataclasses.replace(spec, weights=str(CONFIGS / Path(spec.id).name), **changes)
         compare(name, spec, settings, arguments.times)
 
 

@@ -183,9 +183,9 @@ class TowerSpec:
         """Whether features differ from dtype to dtype by more than rounding.
 
         The published code mixes noise in the tower's dtype, and bfloat16 rounds that of early steps
-        away.
+        away. Its flow matching takes the clean latent or noise alone, with nothing to round.
         """
-        return self.t is not None and self.compat == "reference"
+        return self.process == "ddpm" and self.compat == "reference"
 
     @property
     def block(self) -> int:

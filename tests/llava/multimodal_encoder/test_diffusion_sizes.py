@@ -26,12 +26,8 @@ from llava.model.multimodal_encoder.spec import TowerSpec
 
 CONFIGS = ROOT / "benchmarks" / "diffusion_configs"
 FOLDERS = {
-    "sd1.5": "stable-diffusion-v1-5",
-    "sd2.1": "stable-diffusion-2-1",
-    "sdim": "sd-image-variations-diffusers",
-    "sdxl": "stable-diffusion-xl-base-1.0",
-    "dit": "DiT-XL-2-512",
-    "sd3": "stable-diffusion-3-medium-diffusers",
+    name: resolve(name).parts[0].id.rpartition("/")[2]
+    for name in ("sd1.5", "sd2.1", "sdim", "sdxl", "dit", "sd3")
 }
 PARAMETERS = {"sd1.5": 860, "sd2.1": 866, "sdim": 860, "sdxl": 2567, "dit": 750, "sd3": 2028}
 """Of the whole networks, millions."""

@@ -198,6 +198,15 @@ def test_refused(name, asked, message):
         resolve(name, diffusion=DiffusionOptions(**asked))
 
 
+@pytest.mark.parametrize(
+    ("name", "depends"),
+    [("sd1.5", True), ("dit", True), ("sd1.5:compat=clean", False), ("sd3", False), ("clip", False)],
+)
+def test_what_depends_on_the_dtype(name, depends):
+    """Noise that bfloat16 rounds away: of the published code, and not where it mixes none."""
+    assert resolve(name).parts[0].depends_on_dtype is depends
+
+
 def test_no_class_token():
     """There is nothing that `cls` could select."""
     with pytest.raises(UsageError, match="has no class token"):

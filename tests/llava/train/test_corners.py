@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from world import losses, stage1, stage2
 
 from llava.errors import LawError, UsageError
 from llava.model.builder import load_pretrained_model
+from llava.train import train as train_module
 from llava.train.args import parse
 from llava.train.checkpoint import locked
 from llava.train.model import loading_dtype
@@ -241,3 +243,17 @@ def test_dtype_of_the_language_model(world, tmp_path, stage, flags, dtype):
     """Frozen whole it takes the compute dtype; in part it is float32, as what is trained."""
     _, _, training = parse(stage(world, tmp_path, bf16=True, **flags))
     assert loading_dtype(training) is dtype
+
+
+@pytest.mark.parametrize(("ranks", "left"), [(1, 0), (2, 1)])
+def test_a_finished_run_leaves_its_group(monkeypatch, ranks, left):
+    """Where there are others; a group of one may serve a next run of this process."""
+    calls = []
+    group = SimpleNamespace(
+        is_initialized=lambda: True,
+        get_world_size=lambda: ranks,
+        destroy_process_group=lambda: calls.append(1),
+    )
+    monkeypatch.setattr(train_module, "distributed", group)
+    train_module._leave_the_others()
+    assert len(calls) == left

@@ -64,7 +64,10 @@ class StableDiffusion3Tower(DiffusionTower):
         config = self.network.config
         largest = config.pos_embed_max_size * self.spec.patch // self.spec.fold
         if self.spec.size > largest:
-            raise UsageError(f"size: {self.spec.id} takes {largest} px at most")
+            raise UsageError(
+                f"size: {self.spec.id} takes {largest} px at most, got {self.spec.size}; say "
+                f"{self.spec.id}@{largest} or less"
+            )
 
     def embed_prompt(self) -> dict[str, torch.Tensor]:
         """As the stock pipeline embeds a prompt where its T5 was left out."""
