@@ -200,7 +200,13 @@ def test_refused(name, asked, message):
 
 @pytest.mark.parametrize(
     ("name", "depends"),
-    [("sd1.5", True), ("dit", True), ("sd1.5:compat=clean", False), ("sd3", False), ("clip", False)],
+    [
+        ("sd1.5", True),
+        ("dit", True),
+        ("sd1.5:compat=clean", False),
+        ("sd3", False),
+        ("clip", False),
+    ],
 )
 def test_what_depends_on_the_dtype(name, depends):
     """Noise that bfloat16 rounds away: of the published code, and not where it mixes none."""
