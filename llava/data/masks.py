@@ -5,6 +5,7 @@ once, and a token is supervised where its first character is an answer's. So not
 the text - a separator, a role name, an end or unknown token - can shift or lose a mask.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,20 @@ class Labelled:
     labels: list[int]
 
 
+def labelled(segments: Sequence[Segment], encoded: Encoded) -> Labelled:
+    """What is `encoded` of the segments' joined text, supervised where an answer's tokens begin."""
+    labels = [IGNORE_INDEX] * len(encoded.ids)
+    place = 0
+    for segment in segments:
+        if segment.answer:
+            said = encoded.beginning_in(place, place + len(segment.text))
+            labels[said] = encoded.ids[said]
+        place += len(segment.text)
+    if IMAGE_TOKEN_INDEX in labels:
+        labels = [IGNORE_INDEX if label == IMAGE_TOKEN_INDEX else label for label in labels]
+    return Labelled(encoded.ids, labels)
+
+
 class Labeller:
     """Makes ids and labels of conversations under one template; picklable.
 
@@ -81,18 +96,9 @@ class Labeller:
         """
         segments = self.segments(conversations, has_image)
         text = "".join(segment.text for segment in segments)
-        encoded = self._encode(text, has_image)
-        labels = [IGNORE_INDEX] * len(encoded.ids)
-        place = 0
-        for segment in segments:
-            if segment.answer:
-                said = encoded.beginning_in(place, place + len(segment.text))
-                labels[said] = encoded.ids[said]
-            place += len(segment.text)
-        if IMAGE_TOKEN_INDEX in labels:
-            labels = [IGNORE_INDEX if label == IMAGE_TOKEN_INDEX else label for label in labels]
+        made = labelled(segments, self._encode(text, has_image))
         cut = None if has_image else self.max_length
-        return Labelled(encoded.ids[:cut], labels[:cut])
+        return Labelled(made.input_ids[:cut], made.labels[:cut])
 
     def segments(self, conversations: list[dict[str, Any]], has_image: bool | int) -> list[Segment]:
         """The text of one record in pieces, answers apart; raises SampleError."""

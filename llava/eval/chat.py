@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from llava.errors import LawError, UsageError
-from llava.eval.conversing import Conversing, Sampling, version_of
+from llava.eval.answering import Answering, Decoding
+from llava.eval.conversing import Conversing
 from llava.extraction import decode
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
@@ -71,11 +72,8 @@ def main(argv: Sequence[str]) -> None:
         tower_replacements=parse_replacements(arguments.tower_alias),
     )
     conversing = Conversing(
-        tokenizer,
-        model,
-        processor,
-        version_of(model.config, arguments.conv_mode),
-        Sampling(
+        Answering.of(tokenizer, model, processor, arguments.conv_mode),
+        Decoding(
             arguments.max_new_tokens,
             arguments.temperature,
             arguments.top_p,

@@ -34,6 +34,8 @@ class LazyTower:
         self._dtype = dtype
         self._device = torch.device("cpu")
         self._tower: torch.nn.Module | None = None
+        self.has_own_weights = False
+        """Whether a checkpoint's weights stand in place of those of the tower's source."""
 
     def __call__(self, pixels: Pixels, device: torch.device) -> torch.Tensor:
         """Tokens [B, N, C] of pixels, on `device`, where the tower goes when it is not there."""
@@ -69,6 +71,7 @@ class LazyTower:
                     f"model.vision_tower.{prefix}*)"
                 )
             _take(part, own)
+            self.has_own_weights = True
 
     def to(
         self,

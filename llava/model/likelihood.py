@@ -1,5 +1,6 @@
 """Log-likelihood of answers: what the A score, VQAScore and multiple-choice evaluation share."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,19 +9,39 @@ from torch import nn
 from llava.errors import LawError
 
 
-def answer_log_likelihood(model: nn.Module, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum of log p of the supervised tokens, nats, float64 [B]; their number, int64 [B]).
+@dataclass(frozen=True)
+class AnswerLikelihood:
+    """How likely a batch's answers are. B rows."""
+
+    sum_B: torch.Tensor
+    """float64: sum of log p of the supervised tokens, nats."""
+    count_B: torch.Tensor
+    """int64: how many they are."""
+    greedy_B: torch.Tensor
+    """bool: whether each of them is the likeliest token at its place; true where there is none."""
+
+
+def answer_likelihood(model: nn.Module, **batch: Any) -> AnswerLikelihood:
+    """Of the supervised tokens of every row, in float32 logits summed in float64.
 
     `batch` is what the model takes, with `labels`; -100 is not scored. Logits exist at scored
-    positions alone; log-softmax is in float32, the sum in float64, so a row's number does not
-    depend on the rows beside it. Call it on a model in evaluation mode.
+    positions alone, and a row's number does not depend on the rows beside it. Call it on a model
+    in evaluation mode.
     """
     if batch.get("labels") is None:
         raise LawError("a likelihood needs labels: -100 at what is given, ids at what is scored")
     with torch.no_grad():
         output = model(**batch, per_token=True)
     rows = len(batch["labels"])
-    return sum_by_row(output.token_losses, output.token_rows, rows)
+    sums, counts = sum_by_row(output.token_losses, output.token_rows, rows)
+    missed = torch.bincount(output.token_rows[~output.token_greedy], minlength=rows)
+    return AnswerLikelihood(sums, counts, missed == 0)
+
+
+def answer_log_likelihood(model: nn.Module, **batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum of log p of the supervised tokens, nats, float64 [B]; their number, int64 [B])."""
+    found = answer_likelihood(model, **batch)
+    return found.sum_B, found.count_B
 
 
 def sum_by_row(

@@ -41,12 +41,14 @@ SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm
 
 @dataclass
 class LlavaOutput(CausalLMOutputWithPast):
-    """A model's answer; the last two only where `per_token` was asked for."""
+    """A model's answer; the last three only where `per_token` was asked for."""
 
     token_losses: torch.Tensor | None = None
     """float32 [S]: -log p of every supervised token, nats."""
     token_rows: torch.Tensor | None = None
     """int64 [S]: the row that each stands in."""
+    token_greedy: torch.Tensor | None = None
+    """bool [S]: whether it is the likeliest token at its place."""
 
 
 @dataclass
@@ -508,6 +510,7 @@ class LlavaCausalLM:
         if per_token:
             result.token_losses = losses_S[: found.count]
             result.token_rows = found.row_S[: found.count]
+            result.token_greedy = (logits_SV.argmax(-1) == found.target_S)[: found.count]
 
     # ---------------------------------------------------------------- generation
 

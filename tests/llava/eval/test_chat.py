@@ -10,8 +10,10 @@ from world import make_world, stage1, stage2
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.errors import LawError, UsageError
+from llava.eval.answering import Answering, Decoding
 from llava.eval.chat import main as chat
-from llava.eval.conversing import Conversing, Sampling, version_of
+from llava.eval.conversing import Conversing
+from llava.eval.prompts import version_of
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.train.train import main as train
@@ -36,6 +38,12 @@ def ask(capsys, *flags):
     """What `law chat` prints, with what it says besides."""
     chat([str(flag) for flag in flags])
     return capsys.readouterr()
+
+
+def talking(world, tokens):
+    """A conversation with the model of stage 2."""
+    tokenizer, model, processor, _ = load_pretrained_model(str(world / "stage2"))
+    return Conversing(Answering.of(tokenizer, model, processor), Decoding(tokens))
 
 
 def test_equals_step_by_step_decoding(trained, capsys):
@@ -107,18 +115,17 @@ def test_turns_are_remembered(trained, capsys, monkeypatch):
     flags = ["--model-path", trained / "stage2", "--max_new_tokens", 5]
     said = ask(capsys, *flags, "--image-file", image(trained))
     first, second = said.out.splitlines()
-    tokenizer, model, processor, _ = load_pretrained_model(str(trained / "stage2"))
-    talk = Conversing(tokenizer, model, processor, "v1", Sampling(max_new_tokens=5))
+    talk = talking(trained, 5)
     assert talk.ask("What is it?", [Image.open(image(trained))]) == first
     assert talk.ask("Sure?") == second
     assert talk.turns == ["<image>\nWhat is it?", first, "Sure?", second]
-    assert f"ASSISTANT: {first}</s>USER: Sure? ASSISTANT:" in talk.prompt(talk.turns[:3])
+    asked = talk.answering.prompts.prompt(talk.turns[:3])
+    assert f"ASSISTANT: {first}</s>USER: Sure? ASSISTANT:" in asked
 
 
 def test_text_and_several_images(trained):
     """No image at all, and two."""
-    tokenizer, model, processor, _ = load_pretrained_model(str(trained / "stage2"))
-    talk = Conversing(tokenizer, model, processor, "v1", Sampling(max_new_tokens=3))
+    talk = talking(trained, 3)
     talk.ask("Say fox.")
     two = [Image.open(image(trained))] * 2
     talk.ask("Which?", two)

@@ -1,0 +1,106 @@
+"""What a model is asked in: the template of its training, with images in their marks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llava.chat_template import ChatTemplate
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+)
+from llava.conversation import Segment, SeparatorStyle, template
+from llava.data.masks import CHAT, Labelled, labelled
+from llava.log import get_logger
+from llava.tokenization import encode_prompt, tokenizer_image_token
+
+logger = get_logger("prompts")
+
+UNKNOWN_VERSION = "vicuna_v1"
+
+
+def version_of(config: Any, asked: str | None = None) -> str:
+    """The conversation template: as asked for, else that of training, else LLaVA-1.5's, said."""
+    version = asked or getattr(config, "conversation_version", None)
+    if version is None:
+        logger.info("the model does not say its template; taking %s (--conv-mode)", UNKNOWN_VERSION)
+        version = UNKNOWN_VERSION
+    if version != CHAT:
+        template(version)
+    return version
+
+
+class Prompts:
+    """Turns to text and ids under one template.
+
+    Turns are human, answer, human, ... `version` is a key of `conv_templates`, or "chat" for the
+    tokenizer's own template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Any, version: str):
+        self.tokenizer = tokenizer
+        self.version = version
+        self.start_end = bool(getattr(config, "mm_use_im_start_end", False))
+        self._chat = ChatTemplate(tokenizer) if version == CHAT else None
+        self._template = None if version == CHAT else template(version)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the template is stage 1's: an image and its caption, no question."""
+        return self._template is not None and self._template.sep_style is SeparatorStyle.PLAIN
+
+    @property
+    def stop(self) -> str:
+        """What ends an answer besides the tokenizer's own end token; often nothing."""
+        if self._template is None:
+            return ""
+        used = self._template
+        end = used.sep2 if used.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else None
+        end = end or used.sep
+        return "" if end == self.tokenizer.eos_token else end
+
+    def with_images(self, text: str, count: int, between: str = "\n") -> str:
+        """A turn about `count` images: their marks before the text, unless it has some itself."""
+        mark = DEFAULT_IMAGE_TOKEN
+        if self._template is not None and "mmtag" in self._template.version:
+            mark = f"<Image>{mark}</Image>"
+        if self.start_end:
+            marked = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
+            mark = mark.replace(DEFAULT_IMAGE_TOKEN, marked)
+        if self.plain:
+            return mark * count or text
+        if not count or DEFAULT_IMAGE_TOKEN in text:
+            return text
+        return between.join([mark] * count) + "\n" + text
+
+    def prompt(self, turns: Sequence[str]) -> str:
+        """The text that asks for the answer to the last of `turns`."""
+        if self._chat is not None:
+            return self._chat.prompt(list(turns))
+        conversation = self._template.copy()
+        for index, turn in enumerate([*turns, None]):
+            conversation.append_message(conversation.roles[index % 2], turn)
+        return conversation.get_prompt()
+
+    def ids(self, turns: Sequence[str]) -> torch.Tensor:
+        """int64 [T]: the ids of `prompt`, an image as IMAGE_TOKEN_INDEX."""
+        return tokenizer_image_token(self.prompt(turns), self.tokenizer, return_tensors="pt")
+
+    def labelled(self, turns: Sequence[str]) -> Labelled:
+        """Ids of whole turns, of which the last answer, with its end mark, is supervised."""
+        segments = self._segments(turns)
+        last = max(i for i, segment in enumerate(segments) if segment.answer)
+        asked = [Segment(s.text, answer=i == last) for i, s in enumerate(segments)]
+        text = "".join(segment.text for segment in segments)
+        return labelled(asked, encode_prompt(text, self.tokenizer))
+
+    def _segments(self, turns: Sequence[str]) -> list[Segment]:
+        if self._chat is not None:
+            return self._chat.segments(list(turns))
+        conversation = self._template.copy()
+        for index, turn in enumerate(turns):
+            conversation.append_message(conversation.roles[index % 2], turn)
+        return conversation.segments()
