@@ -119,7 +119,8 @@ class Answering:
         batch_size: int = 1,
     ) -> "Answering":
         """Of what `load_pretrained_model` gives, in the template of training unless another."""
-        prompts = Prompts(tokenizer, model.config, version_of(model.config, version))
+        trained = getattr(model.config, "conversation_version", None)
+        prompts = Prompts(tokenizer, model.config, version_of(trained, version))
         return cls(model, prompts, VisionCache(model, processor), batch_size)
 
     def answers(self, questions: Sequence[Question], decoding: Decoding) -> list[str]:

@@ -22,9 +22,9 @@ logger = get_logger("prompts")
 UNKNOWN_VERSION = "vicuna_v1"
 
 
-def version_of(config: Any, asked: str | None = None) -> str:
+def version_of(trained: str | None, asked: str | None = None) -> str:
     """The conversation template: as asked for, else that of training, else LLaVA-1.5's, said."""
-    version = asked or getattr(config, "conversation_version", None)
+    version = asked or trained
     if version is None:
         logger.info("the model does not say its template; taking %s (--conv-mode)", UNKNOWN_VERSION)
         version = UNKNOWN_VERSION

@@ -134,14 +134,12 @@ def test_text_and_several_images(trained):
 
 def test_template_of_the_checkpoint(trained, law_log):
     """Written at training; where a config is silent LLaVA-1.5's is taken, and said."""
-    _, model, _, _ = load_pretrained_model(str(trained / "stage2"))
-    assert version_of(model.config) == "v1"
-    assert version_of(model.config, "llama_2") == "llama_2"
-    del model.config.conversation_version
-    assert version_of(model.config) == "vicuna_v1"
+    assert talking(trained, 1).answering.prompts.version == "v1"
+    assert version_of("v1", "llama_2") == "llama_2"
+    assert version_of(None) == "vicuna_v1"
     assert any("vicuna_v1" in line for line in law_log)
     with pytest.raises(UsageError, match="did you mean"):
-        version_of(model.config, "vicuna_v2")
+        version_of("v1", "vicuna_v2")
 
 
 def test_language_model_alone(trained, capsys):
