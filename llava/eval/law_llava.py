@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
@@ -148,11 +148,12 @@ class LawLlava(lmms):
                 answers[place] = answer
         return answers
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(mean negative log-likelihood in nats per token, whether it is what greedy decoding says)
-        of each request's continuation.
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Of each request's continuation (mean negative log-likelihood, whether greedy decoding
+        says it), in nats per token.
 
         lmms-eval 0.7 takes the smallest for the likeliest. The end mark is scored, as in training.
+        A plain tuple would not do: 0.7.3 makes a text of it, and its multiple choice then fails.
         """
         questions, continuations = [], []
         for request in requests:
@@ -167,7 +168,7 @@ class LawLlava(lmms):
             questions.append(self._question(context, doc_to_visual, doc_id, task, split))
             continuations.append(str(target))
         scores = self.answering.scores(questions, continuations)
-        return [(score.mean_nll, score.greedy) for score in scores]
+        return [GenerationResult((score.mean_nll, score.greedy)) for score in scores]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not there: no task of a single turn asks for it."""
