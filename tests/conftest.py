@@ -14,6 +14,12 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _data_of_tasks(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What lmms-eval keeps of the tasks that tests make goes away with them."""
+    os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+
+
 class _Keeper(logging.Handler):
     """Keeps what is logged, formatted, in `lines`."""
 
