@@ -126,8 +126,22 @@ class _Template:
     system: str = ""
 
 
+class UnknownTemplateError(UnknownNameError, KeyError):
+    """A name that no template goes by."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError's is in quotes
+
+
+class _Templates(dict[str, Conversation]):
+    """Templates by name; a name that is none is an error that says the nearest."""
+
+    def __missing__(self, name: str) -> Conversation:
+        raise UnknownTemplateError(unknown_name("conversation template", name, self))
+
+
 def _read_templates() -> dict[str, Conversation]:
-    templates = {}
+    templates = _Templates()
     path = Path(__file__).with_name("conversation_templates.yaml")
     for index, entry in enumerate(read_yaml(path)):
         facts = build(_Template, entry, where=f"{path.name}[{index}]")
@@ -149,7 +163,5 @@ default_conversation: Conversation = conv_templates["vicuna_v1"]
 
 
 def template(name: str) -> Conversation:
-    """A fresh conversation of this template; raises UnknownNameError with the nearest name."""
-    if name not in conv_templates:
-        raise UnknownNameError(unknown_name("conversation template", name, conv_templates))
+    """A fresh conversation of this template; raises UnknownTemplateError with the nearest name."""
     return conv_templates[name].copy()

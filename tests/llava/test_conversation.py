@@ -110,5 +110,9 @@ def test_copies_are_independent():
 )
 def test_unknown_version(name, near):
     """An error with the nearest name, where LLaVA silently takes vicuna_v1."""
-    with pytest.raises(UnknownNameError, match=f"did you mean '{near}'"):
+    with pytest.raises(UnknownNameError, match=f"^unknown .* '{name}'; did you mean '{near}'"):
         template(name)
+    with pytest.raises(KeyError, match=f"did you mean '{near}'"):
+        conv_templates[name]
+    assert name not in conv_templates
+    assert conv_templates.get(name) is None
