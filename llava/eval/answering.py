@@ -221,9 +221,7 @@ class Answering:
 
 
 def _check_whole(answer: str, scored: int, tokens: int) -> None:
-    """Raises LawError for an answer without tokens, or cut off by the model's maximum length."""
-    if not tokens:
-        raise LawError(f"the answer '{answer[:40]}' has no token that could be scored")
+    """Raises LawError for an answer that the model's maximum length cuts off."""
     if scored != tokens:
         raise LawError(
             f"{tokens - scored} of {tokens} tokens of the answer '{answer[:40]}' lie beyond the "
@@ -242,7 +240,8 @@ def _naming(batch: Sequence[Question]) -> Iterator[None]:
             raise
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:
-        error.add_note(f"while answering {where}")
+        if where:
+            error.add_note(f"while answering {where}")
         raise
 
 

@@ -14,6 +14,7 @@ from llava.constants import (
 )
 from llava.conversation import Segment, SeparatorStyle, template
 from llava.data.masks import CHAT, Labelled, labelled
+from llava.errors import LawError
 from llava.log import get_logger
 from llava.tokenization import encode_prompt, tokenizer_image_token
 
@@ -90,7 +91,12 @@ class Prompts:
         return tokenizer_image_token(self.prompt(turns), self.tokenizer, return_tensors="pt")
 
     def labelled(self, turns: Sequence[str]) -> Labelled:
-        """Ids of whole turns, of which the last answer, with its end mark, is supervised."""
+        """Ids of whole turns, of which the last answer, with its end mark, is supervised.
+
+        Raises LawError where it is empty.
+        """
+        if not turns[-1]:
+            raise LawError("the answer is empty, so no token of it can be scored")
         segments = self._segments(turns)
         last = max(i for i, segment in enumerate(segments) if segment.answer)
         asked = [Segment(s.text, answer=i == last) for i, s in enumerate(segments)]
