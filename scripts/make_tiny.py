@@ -17,10 +17,11 @@ from pathlib import Path
 import transformers
 from tiny_world.encoders import SIDE, save_encoder
 from tiny_world.language_model import save_language_model
-from tiny_world.records import captions, instructions, mismatched
+from tiny_world.records import captions, instructions, mismatched, quiz
 from tiny_world.tokenizer import KINDS, save_tokenizer
 
 from llava.errors import UsageError
+from llava.eval.local_tasks import write_local_task
 from llava.exits import run_command
 from llava.files import write_json, write_text
 from llava.log import get_logger
@@ -40,6 +41,8 @@ towers/clip, siglip, dinov2  random encoders, {side} px, 16 tokens
 captions.json                stage 1; instructions.json: stage 2
 *_heldout.json               scenes that neither training nor the language model has met
 captions_mismatched.json     the held-out captions, each with another scene's image
+tasks                        questions about held-out scenes, as tasks of lmms-eval: tiny_vqa lets a
+                             model answer, tiny_choice asks which of all answers is the likeliest
 
 Run these in the repository's root. Stage 1 teaches the projector to tell the language model what
 the tower sees:
@@ -69,6 +72,10 @@ Stage 2 teaches both to answer:
 
   law chat --model-path {here}/runs/stage2 --image-file {here}/images/{example} \\
     --query "How many shapes are there?"
+
+How many of the questions about held-out scenes are answered rightly:
+
+  law evaluate --run {here}/runs/stage2 --tasks tiny_vqa,tiny_choice --include_path {here}/tasks
 """
 
 
@@ -122,6 +129,10 @@ def make(
     files["captions_mismatched"] = mismatched(files["captions_heldout"])
     for name, records in files.items():
         write_json(out / f"{name}.json", records)
+    asked = quiz(images, "questions_heldout", held_out, seed)
+    write_local_task(out / "tasks", "tiny_choice", asked, images, "choice")
+    answered = [{key: one[key] for key in one if key != "choices"} for one in asked]
+    write_local_task(out / "tasks", "tiny_vqa", answered, images, "generate")
     for place, (name, kind) in enumerate(TOWERS.items()):
         folder = out / "towers" / name
         save_encoder(folder, kind, seed + place, resize_to=SIDE, places=PLACES, **TOWER_SHAPE)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_world.scenes import Scene, draw, imagine
-from tiny_world.texts import caption, notes, some_questions
+from tiny_world.texts import ANSWERS, caption, notes, questions, some_questions
 
 INSTRUCTIONS = (
     "<image>\nDescribe the image.",
@@ -50,6 +50,21 @@ def instructions(
         _save(images / path, scene, rng)
         turns[0] = f"<image>\n{turns[0]}" if rng.random() < 0.5 else f"{turns[0]}\n<image>"
         return {"image": path, "conversations": _alternating(turns)}
+
+    return _numbered(name, count, record)
+
+
+def quiz(images: Path, name: str, count: int, seed: int) -> list[Record]:
+    """`count` questions, each about a held-out scene of its own, with all possible answers."""
+    rng = random.Random(f"{seed} {name}")  # noqa: S311
+
+    def record(path: str) -> Record:
+        scene = imagine(rng, held_out=True)
+        _save(images / path, scene, rng)
+        kind = rng.choice(sorted(ANSWERS))
+        question, answer = rng.choice(questions(scene)[kind])
+        given = {"question": question, "answer": answer, "choices": ANSWERS[kind]}
+        return {"image": path, "type": kind} | given
 
     return _numbered(name, count, record)
 

@@ -2,9 +2,17 @@
 
 import random
 
-from tiny_world.scenes import Scene, Thing
+from tiny_world.scenes import COLOURS, PLACES, SHAPES, Scene, Thing
 
 COUNTS = ("zero", "one", "two", "three")
+ANSWERS = {
+    "background": tuple(sorted(COLOURS)),
+    "colour": tuple(sorted(COLOURS)),
+    "count": COUNTS[1:],
+    "place": PLACES,
+    "shape": SHAPES,
+}
+"""All answers that there are, by what is asked for."""
 Question = tuple[str, str]
 """(question, its one right answer)."""
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 from repository import ROOT
 from tiny_world.records import captions, instructions
+from tiny_world.scenes import imagine
+from tiny_world.texts import ANSWERS, questions
 from tiny_world.tokenizer import save_tokenizer
 
 from llava.data.masks import Labeller
@@ -24,6 +27,12 @@ from llava.train.args import parse
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 ENVIRONMENT = {**os.environ, "GPUS": "0", "OMP_NUM_THREADS": "1", "PATH": PATH}
+
+
+FLAGS = {
+    "chat": ["--model-path", "--image-file", "--query"],
+    "evaluate": ["--run", "--tasks", "--include_path"],
+}
 
 
 def make(out, *flags):
@@ -95,9 +104,33 @@ def test_records(quick):
     )
 
 
+def test_tasks(quick):
+    """The same questions in both, about images that are there; every answer is one of the choices,
+    and all of those occur among a world's answers."""
+    asked, choices = (
+        [json.loads(line) for line in (quick / "tasks" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("tiny_vqa", "tiny_choice")
+    )
+    assert len(asked) == 32
+    for one, other in zip(asked, choices, strict=True):
+        assert one["answers"] == [other["choices"][other["answer"]]]
+        assert {key: one[key] for key in ("id", "images", "question", "type")} == {
+            key: other[key] for key in ("id", "images", "question", "type")
+        }
+        assert all((quick / "tasks" / path).is_file() for path in one["images"])
+        assert other["choices"] == list(ANSWERS[one["type"]])
+    assert {one["type"] for one in asked} == set(ANSWERS)
+    rng = random.Random(0)
+    scenes = [imagine(rng, held_out=True) for _ in range(200)]
+    said = [
+        (kind, pair[1]) for scene in scenes for kind in ANSWERS for pair in questions(scene)[kind]
+    ]
+    assert set(said) == {(kind, answer) for kind in ANSWERS for answer in ANSWERS[kind]}
+
+
 def test_its_commands_are_ours(quick):
     """Flags and variables are known to the scripts."""
-    assert len(commands(quick)) == 5
+    assert len(commands(quick)) == 6
     for line in commands(quick):
         flags = [word for word in shlex.split(line) if word.startswith("--")]
         if line.startswith("MODEL="):
@@ -105,7 +138,7 @@ def test_its_commands_are_ours(quick):
             base = ["--model_name_or_path", "x", "--data_path", "y", "--output_dir", "z"]
             parse([*base, *pairs])
         else:
-            assert flags == ["--model-path", "--image-file", "--query"]
+            assert flags == FLAGS[shlex.split(line)[1]]
 
 
 def test_refused(quick):
