@@ -9,8 +9,8 @@ writes tasks/mine.yaml; `--tasks mine --include_path tasks` then goes for lmms-e
 
 `image` may be a list, or missing. Kind `generate` lets the model answer: right is what equals one
 of the answers given, but for case, blanks and a full stop at the end. Kind `choice` has `choices`,
-one of which is the answer, and takes the one that is likeliest per token. A `type`, where there is
-one, comes back in the samples.
+one of which is the answer, and takes the one that is likeliest per token. A `type` may stand in a
+record: what samples call `doc_id` n is line n of mine.jsonl, from 0, and has it.
 
 Images stay where they are. They are found from the task's folder, so the two can be moved together;
 one that is named by an absolute path is found there.

@@ -122,7 +122,7 @@ def test_generate(write):
     assert math.isclose(results["exact_match_stderr,none"], np.std(right, ddof=1) / 5**0.5)
     assert len(samples) == 5
     assert [sample["exact_match"] for sample in samples] == right
-    assert samples[2]["doc"]["type"] == "text"
+    assert [sample["doc_id"] for sample in samples] == [0, 1, 2, 3, 4]
     assert model.seen["7"][0] == "Alike?"
     assert [image.size for image in model.seen["7"][1]] == [(20, 30), (30, 30)]
 
