@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from llava.errors import LawError, UsageError, unknown_name
 from llava.features import DTYPES, FeatureStore, Space, image_key, mirrored_key
@@ -207,6 +207,8 @@ def _load(paths: list[Path], spec: TowerSpec, space: Space, mirrored: bool) -> _
 
 def decode(data: bytes) -> Image.Image:
     """The RGB image in a file's bytes; LawError for what does not decode wholly."""
+    # importing lmms-eval switches this on for the process: what is missing would be grey
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(data)) as image:
             return to_rgb(image)

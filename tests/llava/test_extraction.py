@@ -1,5 +1,6 @@
 """Extraction: batched, resumable, shared between processes; what is bad is named."""
 
+import io
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 import tiny
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from llava.errors import LawError, UsageError
 from llava.extraction import decode, extract, find_images, main, usable_device
@@ -46,6 +47,17 @@ def run(root, encoder, images, **options):
     options = {"frame": "pad", "batch_size": 3} | options
     (done,) = extract(resolve(encoder), find_images([images]), FeatureStore(root), **options)
     return done
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpeg"])
+def test_images_cut_short(suffix, monkeypatch):
+    """Are refused, also where another library lets PIL fill them up."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    file = io.BytesIO()
+    tiny.picture(64, 48).save(file, suffix)
+    assert decode(file.getvalue()).size == (64, 48)
+    with pytest.raises(LawError, match="does not decode"):
+        decode(file.getvalue()[:-200])
 
 
 def test_equals_the_tower(tmp_path, encoder, images):

@@ -215,10 +215,13 @@ def test_image_gone_later(write, photos, monkeypatch):
         load(folder)
 
 
-def test_image_damaged(write, photos):
-    """Said when it is opened."""
+@pytest.mark.parametrize("length", [0, 20, 500])
+def test_image_damaged(length, write, photos):
+    """Said when it is opened, however little is missing."""
     task, docs = load(write(RECORDS))
-    (photos / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    whole = (photos / "a.png").read_bytes()
+    (photos / "a.png").write_bytes(whole[:length])
+    assert len(whole) > 500
     with pytest.raises(LawError, match=r"record '2024-01-01': image .*a.png: does not decode"):
         task.doc_to_visual(docs[0])
 
