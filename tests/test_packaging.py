@@ -1,6 +1,7 @@
 """The wheel: our packages with their data, and nothing else of the repository."""
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,19 @@ def test_metadata(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra: ")}
     assert extras == {*EXTRAS, "dev"}
+
+
+def test_one_release_of_lmms_eval():
+    """Whatever tells how to install it names the one that is tested."""
+    from llava import LMMS_EVAL
+
+    named = {}
+    for name in tracked(ROOT):
+        if name.endswith((".md", ".py", ".sh", ".toml", ".yaml")):
+            text = (ROOT / name).read_text(encoding="utf-8")
+            named |= {name: set(re.findall(r"lmms-eval==([\w.]+)", text))}
+    assert {name: found for name, found in named.items() if found - {LMMS_EVAL}} == {}
+    assert named["pyproject.toml"] == {LMMS_EVAL}
 
 
 def test_diffusers_folder_is_no_package():

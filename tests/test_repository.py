@@ -138,11 +138,13 @@ def test_golden_data_are_small():
     assert sum(sizes) < GOLDEN_BYTES
 
 
-def test_run_sh_says_how_it_is_called(tmp_path):
+@pytest.mark.parametrize("words", [["tset"], ["install", "eval"]])
+def test_run_sh_says_how_it_is_called(words, tmp_path):
     """From any folder, and without installing anything."""
     found = subprocess.run(
-        ["bash", ROOT / "run.sh", "tset"], cwd=tmp_path, capture_output=True, text=True
+        ["bash", ROOT / "run.sh", *words], cwd=tmp_path, capture_output=True, text=True
     )
     assert found.returncode == 2
     assert "bash run.sh test [--fast]" in found.stderr
+    assert "bash run.sh install [--eval]" in found.stderr
     assert found.stdout == ""

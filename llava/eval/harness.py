@@ -9,12 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from llava import LMMS_EVAL
 from llava.errors import LawError, MissingPackageError, UsageError, unknown_name
 from llava.log import get_logger
 
 logger = get_logger("eval")
 
-INSTALL = 'pip install -e ".[eval]" && pip install --no-deps lmms-eval==0.7.3'
+INSTALL = f'pip install -e ".[eval]" && pip install --no-deps lmms-eval=={LMMS_EVAL}'
 LISTING = "lmms-eval tasks list"
 OWN_TASKS = Path(__file__).with_name("tasks")
 """Tasks of this package, for `--include_path`."""

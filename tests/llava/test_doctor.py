@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from llava import doctor
+from llava import LMMS_EVAL, doctor
 from llava.doctor import Finding, examine, installed, main
 
 NEEDED = [
@@ -30,7 +30,7 @@ ALL = {
     "pytz": "2025.2",
     "datasets": "4.0.0",
     "xformers": "0.0.35",
-    "lmms-eval": "0.7.3",
+    "lmms-eval": LMMS_EVAL,
 }
 """An installation in which nothing is missing."""
 
@@ -44,6 +44,8 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: NEEDED)
+    entries = [SimpleNamespace(value=doctor.PLUGIN)]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entries)
     monkeypatch.setattr(
         doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=500 * doctor.GIB)
     )
@@ -66,7 +68,7 @@ def machine(monkeypatch, tmp_path):
             patch.setattr(doctor.importlib, "import_module", import_module)
             return {finding.what: finding for finding in examine(imports)}
 
-    run.torch, run.tried = torch, tried
+    run.torch, run.tried, run.entries = torch, tried, entries
     return run
 
 
@@ -86,7 +88,8 @@ def test_all_is_well(machine):
     assert failing(findings) == optional(findings) == []
     assert findings["torch"].found == "2.12.0"
     assert findings["extra [train]"].found == "installed"
-    assert findings["lmms-eval"].found == "0.7.3"
+    assert findings["lmms-eval"].found == LMMS_EVAL
+    assert findings["law_llava"].found == "lmms-eval knows this model"
 
 
 def test_missing_package(machine):
@@ -139,7 +142,7 @@ def test_without_imports(machine):
 def test_modules_are_imported_by_their_own_name(machine):
     """scikit-learn is imported as sklearn."""
     machine()
-    assert machine.tried == ["torch", "sklearn"]
+    assert machine.tried == ["torch", "sklearn", "lmms_eval.evaluator"]
 
 
 def test_packages_of_an_extra_are_no_need(machine):
@@ -183,7 +186,38 @@ def test_lmms_eval_missing(machine):
     """It is installed apart, without its dependencies."""
     findings = machine(**{"lmms-eval": None})
     assert optional(findings) == ["lmms-eval"]
-    assert "--no-deps" in findings["lmms-eval"].mend
+    assert findings["lmms-eval"].mend == f"pip install --no-deps lmms-eval=={LMMS_EVAL}"
+    assert "law_llava" not in findings
+
+
+def test_lmms_eval_of_another_version(machine):
+    """May do; what is tested is said."""
+    findings = machine(**{"lmms-eval": "0.8.0"})
+    assert (failing(findings), optional(findings)) == ([], ["lmms-eval"])
+    assert findings["lmms-eval"].found == f"0.8.0; what is here is tested with {LMMS_EVAL}"
+    assert findings["lmms-eval"].mend.endswith(f"lmms-eval=={LMMS_EVAL}")
+
+
+def test_lmms_eval_import_fails(machine):
+    """It is installed without its dependencies, of which some are needed."""
+    findings = machine(broken={"lmms_eval.evaluator": ImportError("No module named 'loguru'")})
+    assert (failing(findings), optional(findings)) == ([], ["lmms-eval"])
+    assert "No module named 'loguru'" in findings["lmms-eval"].found
+    assert "[eval]" in findings["lmms-eval"].mend
+
+
+def test_law_llava_not_registered(machine):
+    """An editable installation knows the entry points of the day it was made."""
+    machine.entries.clear()
+    findings = machine()
+    assert (failing(findings), optional(findings)) == ([], ["law_llava"])
+    assert findings["law_llava"].mend == "pip install --no-deps -e ."
+
+
+def test_entry_point_is_the_project_s():
+    """The one that is looked for is the one that the project is installed with."""
+    found = importlib.metadata.distribution(doctor.DISTRIBUTION).entry_points
+    assert doctor.PLUGIN in [entry.value for entry in found.select(group=doctor.MODELS)]
 
 
 def test_torchvision_absent(machine):
