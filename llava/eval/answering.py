@@ -20,12 +20,14 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator
+from llava.data.masks import Labelled
 from llava.errors import LawError
 from llava.eval.prompts import Prompts, version_of
+from llava.eval.shared_prefix import can_share, groups, shared_likelihood
 from llava.eval.vision_cache import Prepared, VisionCache
 from llava.log import progress
 from llava.mm_utils import KeywordsStoppingCriteria
-from llava.model.likelihood import answer_likelihood
+from llava.model.likelihood import AnswerLikelihood, answer_likelihood
 from llava.model.multimodal_encoder.processor import ImageProcessor
 
 T = TypeVar("T")
@@ -168,11 +170,11 @@ class Answering:
             turns, images = question.open()
             return _Ready(question, turns, self.cache.prepare(images))
 
-    def _seen(self, batch: Sequence[_Ready]) -> dict[str, Any]:
+    def _seen(self, seen: Sequence[Prepared]) -> dict[str, Any]:
         """Arguments for the images of a batch."""
-        pixels = {k: v for one in batch for k, v in one.seen.pixels.items()}
-        keys = tuple(key for one in batch for key in one.seen.keys)
-        images = tuple(image for one in batch for image in one.seen.images)
+        pixels = {key: value for one in seen for key, value in one.pixels.items()}
+        keys = tuple(key for one in seen for key in one.keys)
+        images = tuple(image for one in seen for image in one.images)
         return self.cache.arguments(Prepared(keys, images, pixels))
 
     def _generate(self, batch: Sequence[_Ready], decoding: Decoding) -> list[str]:
@@ -181,7 +183,7 @@ class Answering:
         ids = pad_sequence(rows, batch_first=True, padding_value=self.pad).to(device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
         stops = [stop for stop in (self.prompts.stop, *decoding.until) if stop]
-        given = self._seen(batch)
+        given = self._seen([one.seen for one in batch])
         if stops:
             given["stopping_criteria"] = [KeywordsStoppingCriteria(stops, self.tokenizer, ids)]
         with torch.inference_mode():
@@ -202,22 +204,30 @@ class Answering:
         return min((text.partition(stop)[0] for stop in stops), key=len, default=text)
 
     def _score(self, batch: Sequence[_Ready], answers: Sequence[str]) -> list[AnswerScore]:
-        device = self.model.get_input_embeddings().weight.device
         rows = [
             self.prompts.labelled([*one.turns, answer.strip()])
             for one, answer in zip(batch, answers, strict=True)
         ]
-        items = [
-            {"input_ids": torch.tensor(row.input_ids), "labels": torch.tensor(row.labels)}
-            for row in rows
-        ]
-        made = {name: value.to(device) for name, value in Collator(self.pad)(items).items()}
-        found = answer_likelihood(self.model, **made, **self._seen(batch))
+        found = self._likelihood(rows, [one.seen for one in batch])
         counts = found.count_B.tolist()
         for row, answer, count in zip(rows, answers, counts, strict=True):
             _check_whole(answer, count, sum(label != IGNORE_INDEX for label in row.labels))
         columns = (found.sum_B.tolist(), counts, found.greedy_B.tolist())
         return [AnswerScore(*one) for one in zip(*columns, strict=True)]
+
+    def _likelihood(self, rows: list[Labelled], seen: list[Prepared]) -> AnswerLikelihood:
+        """Of all rows; what several begin with is computed once."""
+        shared = groups(rows, [one.keys for one in seen]) if can_share(self.model) else None
+        if shared is not None:
+            first = self._seen([seen[group.rows[0]] for group in shared])
+            return shared_likelihood(self.model, rows, shared, self.pad, **first)
+        device = self.model.get_input_embeddings().weight.device
+        items = [
+            {"input_ids": torch.tensor(row.input_ids), "labels": torch.tensor(row.labels)}
+            for row in rows
+        ]
+        batch = {name: value.to(device) for name, value in Collator(self.pad)(items).items()}
+        return answer_likelihood(self.model, **batch, **self._seen(seen))
 
 
 def _check_whole(answer: str, scored: int, tokens: int) -> None:

@@ -533,8 +533,31 @@ class LlavaCausalLM:
         if ids is None or kwargs.get("inputs_embeds") is not None:
             return super().generate(inputs=ids, **kwargs)
         mask = kwargs.pop("attention_mask", None)
+        embeddings, mask, _ = self.embed_prompt(ids, mask, images, image_sizes, features)
+        return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
+
+    def embed_prompt(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Size] | None = None,
+        image_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(embeddings [B, T, H], mask int64 [B, T], positions int64 [B, T]) of prompts to go on
+        from: whole, images in, padded on the left.
+
+        Raises LawError for one that fills the language model's positions.
+        """
         embeddings, made = self._spliced(
-            ids, mask, None, images, image_sizes, features, padding_side="left", whole=True
+            input_ids,
+            attention_mask,
+            None,
+            images,
+            image_sizes,
+            image_features,
+            padding_side="left",
+            whole=True,
         )
         longest = getattr(self.config, "max_position_embeddings", None)
         if longest is not None and embeddings.shape[1] >= longest:
@@ -542,8 +565,8 @@ class LlavaCausalLM:
                 f"the prompt takes {embeddings.shape[1]} positions, with those of its images, and "
                 f"the language model has {longest}; ask for less"
             )
-        mask = made.mask_BT.to(embeddings.device, torch.int64)
-        return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
+        device = embeddings.device
+        return embeddings, made.mask_BT.to(device, torch.int64), made.position_BT.to(device)
 
 
 def _kept(hidden_BTH: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
