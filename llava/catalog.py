@@ -5,10 +5,40 @@ id or alias, whatever its case; a name that the catalog does not list is the use
 """
 
 import functools
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from llava.config import build, read_yaml
+
+
+@dataclass(frozen=True)
+class Grader:
+    """A service that judges answers, and what there is without one.
+
+    `API_TYPE` and `MODEL_VERSION` are the environment variables that lmms-eval reads, too.
+    """
+
+    task: str
+    """lmms-eval task whose answers the service judges."""
+    keys: dict[str, str]
+    """API_TYPE, the first where it is unset -> the variable that holds the service's key."""
+    model: str
+    """Which model judges, where MODEL_VERSION is unset."""
+    without: str
+    """lmms-eval task that compares option letters by itself."""
+
+    def key(self, environment: Mapping[str, str] = os.environ) -> str:
+        """The variable that the key is read from."""
+        return self.keys.get(environment.get("API_TYPE", ""), next(iter(self.keys.values())))
+
+    def judge(self, environment: Mapping[str, str] = os.environ) -> str | None:
+        """The model that judges; None where no key is set."""
+        if not environment.get(self.key(environment)):
+            return None
+        return environment.get("MODEL_VERSION") or self.model
 
 
 @dataclass(frozen=True)
@@ -23,12 +53,33 @@ class Benchmark:
     """Metric name in lmms-eval's results."""
     unit: str
     aliases: list[str]
+    task: str | None = None
+    """lmms-eval task that measures it, where that is not the id."""
     items: int | None = None
-    """Questions of the evaluated split: what the standard error of an accuracy rests on."""
+    """Documents of the evaluated split: what the standard error of an accuracy rests on."""
     run_noise: float | None = None
     """Documented standard deviation between identical training runs, in `unit`."""
-    in_law: bool = False
-    """One of the eight benchmarks that the paper fits the law on."""
+    spread: Literal["mean", "share", "circular", "mme"] = "mean"
+    """How the value is made of what each question scored (llava/eval/evaluation_stderr.py)."""
+    together: int = 1
+    """Neighbouring documents that are scored together."""
+    prompts: dict[str, dict[str, bool]] = field(default_factory=dict)
+    """Ways to ask, the usual one first: name -> what of lmms_eval_specific_kwargs it sets."""
+    grader: Grader | None = None
+    sets: list[str] = field(default_factory=list)
+    """Names that stand for several benchmarks."""
+
+    @property
+    def in_law(self) -> bool:
+        """One of the eight benchmarks that the paper fits the law on."""
+        return "paper8" in self.sets
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Every lmms-eval task that can measure it."""
+        if self.grader:
+            return (self.grader.task, self.grader.without)
+        return (self.task or self.id,)
 
 
 @dataclass(frozen=True)
@@ -49,6 +100,16 @@ class Representation:
 def benchmarks() -> dict[str, Benchmark]:
     """Every known benchmark by id, in the paper's order."""
     return {entry.id: entry for entry in _read("benchmarks.yaml", Benchmark)}
+
+
+@functools.cache
+def benchmark_sets() -> dict[str, list[str]]:
+    """Names that stand for several benchmarks, with the ids that they stand for."""
+    found: dict[str, list[str]] = {}
+    for entry in benchmarks().values():
+        for name in entry.sets:
+            found.setdefault(name, []).append(entry.id)
+    return found
 
 
 @functools.cache
