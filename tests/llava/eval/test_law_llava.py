@@ -51,7 +51,10 @@ def world(tmp_path_factory):
     ]
     write_local_task(root / "tasks", "mixed", records, root / "images", "generate")
     choices = [one | {"choices": CHOICES, "answer": CHOICES[1]} for one in records]
-    write_local_task(root / "tasks", "choose", choices, root / "images", "choice")
+    task = write_local_task(root / "tasks", "choose", choices, root / "images", "choice")
+    theirs = task.read_text().replace('"choose"', '"choose_theirs"', 1)
+    lines = [line for line in theirs.splitlines() if not line.startswith("process_results")]
+    task.with_stem("choose_theirs").write_text("\n".join(lines))
     return root
 
 
@@ -129,6 +132,12 @@ def test_likelihoods_and_choices(world, answered):
         right.append(min(range(3), key=lambda k: scores[k].mean_nll) == 1)
     assert results["choose"]["acc,none"] == pytest.approx(sum(right) / len(right))
     assert 0 < len(right) == 12
+
+
+def test_multiple_choice_of_lmms_eval_itself(world, model, answered):
+    """Without a way of its own to score: the smallest mean wins, and the number is the same."""
+    results, _ = evaluated(world, model, "choose_theirs")
+    assert results["choose_theirs"]["acc,none"] == answered[0]["choose"]["acc,none"]
 
 
 def test_several_tasks_with_one_model(world, model):
