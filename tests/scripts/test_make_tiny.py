@@ -20,6 +20,7 @@ from tiny_world.texts import ANSWERS, questions
 from tiny_world.tokenizer import save_tokenizer
 
 from llava.data.masks import Labeller
+from llava.eval.harness import harness, task_manager
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.tokenization import load_tokenizer
@@ -218,24 +219,32 @@ def test_how_much_is_held_out(tmp_path):
     assert f"Held-out captions ({len(told)} of them, {scored:,} tokens)" in text
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_world_is_learnt(tmp_path):
-    """Its README's commands, one after the other: stage 1 learns to see, stage 2 to answer."""
-    world = tmp_path / "tiny"
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    """A world, and what its README's commands print, one after the other.
+
+    Two are put before them: a stage 1 that learns nothing, and its score.
+    """
+    world = tmp_path_factory.mktemp("learnt") / "tiny"
     assert make(world).returncode == 0
     lines = commands(world)
-    # a projector of stage 1 that has learnt nothing, and its score
     begun = lines[0].replace("runs/stage1", "runs/begun") + " --max_steps 1 --learning_rate 0"
     untrained = lines[1].replace("runs/stage1", "runs/begun").replace("runs/a_score", "runs/before")
-    printed = [
-        subprocess.run(
+    printed = []
+    for line in [begun, untrained, *lines]:
+        done = subprocess.run(
             ["bash", "-c", line], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
         )
-        for line in [begun, untrained, *lines]
-    ]
-    for done in printed:
         assert done.returncode == 0, done.stderr[-3000:]
+        printed.append(done.stdout)
+    return world, printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_world_is_learnt(learnt):
+    """Stage 1 learns to see, stage 2 to answer."""
+    world, printed = learnt
     names = ("before", "a_score", "mismatched")
     scores = {
         name: json.loads((world / "runs" / name / "a_score.json").read_text())["a_nll_token_mean"]
@@ -248,4 +257,39 @@ def test_the_world_is_learnt(tmp_path):
     own, wrong = (right_answers(world, run, shift) for shift in (0, 1))
     assert own > 0.6
     assert wrong < 0.4
-    assert printed[-1].stdout.strip() in ("one", "two", "three")
+    assert printed[-2].strip() in ("one", "two", "three")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_its_tasks_are_solved(learnt):
+    """Far above chance (0.25), and by lmms-eval's own class with the same answers."""
+    world, _ = learnt
+    run = world / "runs" / "stage2"
+    found = {
+        name: json.loads((run / "eval" / f"{name}.json").read_text())["metrics"][metric]
+        for name, metric in (("tiny_vqa", "exact_match"), ("tiny_choice", "acc"))
+    }
+    assert all(one["n"] == 200 and 0 < one["stderr"] < 0.04 for one in found.values())
+    assert found["tiny_vqa"]["value"] > 0.6
+    assert found["tiny_choice"]["value"] > 0.6
+    evaluate = harness("evaluator").simple_evaluate
+    ours, theirs = (
+        evaluate(
+            model=harness("models").get_model(name)(
+                pretrained=str(run), device="cpu", device_map="auto", batch_size=8
+            ),
+            tasks=["tiny_vqa", "tiny_choice"],
+            task_manager=task_manager(["tiny_vqa", "tiny_choice"], [world / "tasks"]),
+        )
+        for name in ("law_llava", "llava")
+    )
+    answers = [
+        [sample["filtered_resps"] for sample in one["samples"]["tiny_vqa"]]
+        for one in (ours, theirs)
+    ]
+    assert answers[0] == answers[1]
+    scores = ours["results"]
+    assert scores["tiny_vqa"]["exact_match,none"] == found["tiny_vqa"]["value"]
+    assert scores["tiny_choice"]["acc,none"] == found["tiny_choice"]["value"]
+    assert scores["tiny_choice"]["acc,none"] == theirs["results"]["tiny_choice"]["acc,none"]
