@@ -29,7 +29,7 @@ from llava.model.lazy_tower import LazyTower
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.vit import quiet
 from llava.model.representation import dtype_name, frame_of_config, representation_of
-from llava.model.saving import of_projector, read_tensors, take_trained
+from llava.model.saving import State, of_projector, read_tensors, take_trained
 from llava.tokenization import load_tokenizer
 
 logger = get_logger("model")
@@ -71,7 +71,7 @@ def load_pretrained_model(
     """
     checkpoint = Checkpoint(model_path)
     options = _options(load_8bit, load_4bit, device_map, device)
-    options["dtype"] = _dtype(dtype or torch_dtype, options)
+    options["dtype"] = as_dtype(dtype or torch_dtype, "device_map" in options)
     if use_flash_attn:
         attn_implementation = attn_implementation or "flash_attention_2"
     if attn_implementation:
@@ -85,8 +85,8 @@ def load_pretrained_model(
         model = AutoModelForCausalLM.from_pretrained(model_path, **options)
     else:
         model = load_llava(model_path, changes, **options)
-    if checkpoint.kind != TEXT:
-        _give_tower(model, checkpoint, tower_replacements)
+    if checkpoint.kind != TEXT and attach_tower(model, checkpoint, tower_replacements):
+        load_tower(model, checkpoint)
     tokenizer = load_tokenizer(_tokenizer_of(checkpoint, model_base))
     if checkpoint.kind != TEXT:
         _add_image_tokens(model, tokenizer)
@@ -189,11 +189,17 @@ def _load_on_base(
     vocabulary = checkpoint.config.get("vocab_size", model.config.vocab_size)
     if vocabulary != model.config.vocab_size:
         model.resize_token_embeddings(vocabulary)
+    path = partial_weights(checkpoint)
+    take_trained(model, read_tensors(path), path)
+    return _merged(model, checkpoint) if checkpoint.kind == LORA else model
+
+
+def partial_weights(checkpoint: Checkpoint) -> Path:
+    """The file of a projector saved alone, or of what was trained beside adapters."""
     path = checkpoint.projector() if checkpoint.kind == STAGE1 else checkpoint.others()
     if path is None:
         raise LawError(f"{checkpoint.path}: no file of a projector beside its adapters")
-    take_trained(model, read_tensors(path), path)
-    return _merged(model, checkpoint) if checkpoint.kind == LORA else model
+    return path
 
 
 def _merged(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
@@ -207,32 +213,44 @@ def _merged(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
     return wrapped.merge_and_unload()
 
 
-def _give_tower(
+def attach_tower(
     model: PreTrainedModel, checkpoint: Checkpoint, replacements: Mapping[str, str] | None
-) -> None:
-    """Reads the tower that the config names, with the checkpoint's own weights where it has any."""
+) -> LazyTower | None:
+    """Gives the model the tower that its config names, whose weights `load_tower` reads.
+
+    None for adapters of a language model alone. Warns where its features are not those of training.
+    """
     representation = representation_of(model.config, replacements)
-    if representation is None:  # adapters of a language model alone
-        return
+    if representation is None:
+        return None
     frame = frame_of_config(model.config, representation)
     fields, dtype = vars(model.config), dtype_name(model.dtype)
     if said := dtype_difference(fields, representation.parts, dtype):
         before = fields["mm_vision_dtype"]
         logger.warning(
-            "%s %s; pass torch_dtype='%s' to load_pretrained_model, or --dtype %s to `law chat`",
+            "%s %s; pass torch_dtype='%s' to load_pretrained_model, or --dtype %s to a command",
             checkpoint.path,
             said,
             before,
             before,
         )
-    tower = LazyTower(representation, frame, model.dtype)
-    model.set_vision_tower(tower)
+    model.set_vision_tower(LazyTower(representation, frame, model.dtype))
+    return model.get_vision_tower()
+
+
+def load_tower(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Reads the model's tower, with the checkpoint's own weights where it has any."""
+    tower = model.get_vision_tower()
     tower.load_model()
-    if checkpoint.kind != LLAVA:
-        return
-    found = checkpoint.tensors(lambda key: key.startswith(TOWER_KEYS))
-    if found:
+    if found := tower_weights(checkpoint):
         tower.load_weights({key.removeprefix(TOWER_KEYS): v for key, v in found.items()})
+
+
+def tower_weights(checkpoint: Checkpoint) -> State:
+    """The weights of towers that a whole LLaVA brings with it; empty where it has none."""
+    if checkpoint.kind != LLAVA:
+        return {}
+    return checkpoint.tensors(lambda key: key.startswith(TOWER_KEYS))
 
 
 def _options(load_8bit: bool, load_4bit: bool, device_map: Any, device: str) -> dict[str, Any]:
@@ -272,9 +290,10 @@ def quantization(
     )
 
 
-def _dtype(asked: torch.dtype | str | None, options: Mapping[str, Any]) -> torch.dtype:
+def as_dtype(asked: torch.dtype | str | None, on_cuda: bool) -> torch.dtype:
+    """The dtype that was asked for; without one bfloat16 on CUDA and float32 on a CPU."""
     if asked is None:
-        return torch.bfloat16 if "device_map" in options else torch.float32
+        return torch.bfloat16 if on_cuda else torch.float32
     found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UsageError(f"dtype '{asked}': expected float32, bfloat16 or float16")

@@ -1,6 +1,6 @@
 """What a folder or hub id holds, told by its files and its config.json, never by its name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,11 +95,7 @@ class Checkpoint:
 
     def llava_fields(self) -> dict[str, Any]:
         """What of the config is LLaVA's, not the language model's."""
-        return {
-            key: value
-            for key, value in self.config.items()
-            if key in LLAVA_FIELDS or key.startswith(LLAVA_PREFIXES)
-        }
+        return llava_fields(self.config)
 
     def fetch_adapters(self) -> Path:
         """The folder with adapters and their config, both fetched."""
@@ -139,3 +135,12 @@ class Checkpoint:
         if path is None:
             raise LawError(f"{self.path}: its index names {name}, which is not there")
         return path
+
+
+def llava_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config's fields is LLaVA's, not the language model's."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key in LLAVA_FIELDS or key.startswith(LLAVA_PREFIXES)
+    }

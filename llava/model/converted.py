@@ -8,6 +8,7 @@ cache, since a tower is known by its files.
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def llava_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "image_aspect_ratio": "pad" if _processor(checkpoint).get("do_pad") else "square",
         "use_mm_proj": True,
     }
+
+
+def llava_key(key: str) -> str:
+    """What LLaVA calls a key of a converted folder."""
+    for pattern, own in KEYS.items():
+        if re.match(pattern, key):
+            return re.sub(pattern, own, key)
+    return key
 
 
 def extract_tower(checkpoint: Checkpoint) -> Path:

@@ -261,7 +261,7 @@ def test_devices(monkeypatch):
     assert builder._options(False, False, "auto", "cuda") == {"device_map": "auto"}
     assert builder._options(False, False, "auto", "cuda:1") == {"device_map": {"": "cuda:1"}}
     assert builder._options(False, False, "auto", "cpu") == {}
-    assert builder._dtype(None, {"device_map": "auto"}) == torch.bfloat16
+    assert builder.as_dtype(None, on_cuda=True) == torch.bfloat16
 
 
 def test_quantised_without_its_package(monkeypatch):
