@@ -132,7 +132,7 @@ class FeatureStore:
         folder = self._folder(key)
         if folder is None:
             folder = self.root / f"{_slug(spec)}-{frame}-{dtype}-{key[:12]}"
-            libraries = _libraries()
+            libraries = library_versions()
             facts = {
                 "format": 1,
                 "key": key,
@@ -146,7 +146,7 @@ class FeatureStore:
         found = Space.open(folder)
         changed = {
             name: (found.libraries.get(name), now)
-            for name, now in _libraries().items()
+            for name, now in library_versions().items()
             if found.libraries.get(name) != now
         }
         if changed:
@@ -376,7 +376,7 @@ def _crc(tokens: torch.Tensor) -> int:
 
 
 @functools.cache
-def _libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of what features come from."""
     found = {}
     for name in LIBRARIES:

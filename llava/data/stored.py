@@ -39,10 +39,13 @@ class StoredFeatures:
     def features(self, image: str | os.PathLike | bytes) -> torch.Tensor:
         """Tokens [N, C] of an image (its path, or its file's bytes), joined as the towers' are."""
         key = image_key(image)
-        lacking = self._lacking(key)
-        if lacking:
+        if self.lacking(key):
             shown = image if isinstance(image, str | os.PathLike) else f"of key {key[:12]}"
             raise LawError(f"image {shown}: no features in {self.root}; {self.command()}")
+        return self.of_key(key)
+
+    def of_key(self, key: str) -> torch.Tensor:
+        """Tokens [N, C] of the image with this key, joined as the towers' are."""
         tokens = [space.read(key)[None] for space in self.spaces]
         return joined(self.representation, tokens)[0]
 
@@ -58,9 +61,10 @@ class StoredFeatures:
 
     def missing(self, images: Sequence[str | os.PathLike | bytes]) -> list[int]:
         """Which of the images (by place) some tower has no features of."""
-        return [place for place, image in enumerate(images) if self._lacking(image_key(image))]
+        return [place for place, image in enumerate(images) if self.lacking(image_key(image))]
 
-    def _lacking(self, key: str) -> list[str]:
+    def lacking(self, key: str) -> list[str]:
+        """Ids of the towers that have no features of the image with this key."""
         return [space.spec.id for space in self.spaces if key not in space]
 
     def command(self, folder: str | os.PathLike = "IMAGES", dtype: str | None = None) -> str:
