@@ -1,4 +1,4 @@
-"""`law a-score cosine`: one sub-command for each form of the A score."""
+"""`law a-score`: one sub-command for each form of the A score, and the dump that one needs."""
 
 import importlib
 import sys
@@ -9,13 +9,14 @@ from llava.errors import UsageError, unknown_name
 
 @dataclass(frozen=True)
 class Form:
-    """One form of the A score; `module` has `main(argv, prog)` and is imported when called."""
+    """One sub-command; `module` has `main(argv, prog)` and is imported when called."""
 
     module: str
     help: str
 
 
 FORMS = {
+    "dump": Form("A_score.dump", "write projected tokens of benchmarks' images, for the cosine"),
     "cosine": Form("A_score.compute", "cosine of projected tokens to CLIP's (the paper's tables)"),
     "nll": Form("A_score.nll", "likelihood of captions through a stage-1 projector"),
 }

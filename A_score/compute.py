@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava.catalog import benchmark_id
 from llava.errors import UsageError, unknown_name
 from llava.exits import run_command
 from llava.files import ensure_writable, write_json
 
 if TYPE_CHECKING:  # what computes is imported when there is something to compute: --help is quick
+    from A_score.folders import Benchmark
     from A_score.score import AScore
 
 REFERENCES = ["clip336", "clip224"]
@@ -42,9 +44,10 @@ def main(argv: list[str], prog: str = "compute.py") -> None:
         write_json(arguments.json, answers if len(scores) > 1 else scores[0].to_json())
     if arguments.results:
         from llava import results
+        from llava.sweep.run import commit
 
-        folder = str(arguments.base_folder)
-        results.append(arguments.results, [row for score in scores for row in score.rows(folder)])
+        told = str(arguments.base_folder), commit() or ""
+        results.append(arguments.results, [row for score in scores for row in score.rows(*told)])
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -57,7 +60,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="DIR",
-        help="<tower>/tensor_<i>.pt, or <benchmark>/<tower>/tensor_<i>.pt, or a feature store",
+        help="what `law a-score dump` wrote; or <tower>/tensor_<i>.pt, perhaps in a folder per "
+        "benchmark; or a feature store",
     )
     parser.add_argument("--targets", nargs="+", metavar="TOWER", help="default: every folder")
     parser.add_argument(
@@ -101,12 +105,15 @@ def compute(
     from A_score.tokens import pick, shared_images
 
     jobs = []
-    for name, (folder, towers) in _choose(find_benchmarks(base), base, benchmarks).items():
+    for name, found in _choose(find_benchmarks(base), base, benchmarks).items():
+        towers, folder = found.towers, found.folder
         reference_names = pick(towers, references or REFERENCES, "--references", folder)
         target_names = pick(towers, targets or list(towers), "--targets", folder)
         needed = [towers[tower] for tower in dict.fromkeys(reference_names + target_names)]
-        images, left_out = shared_images(needed, folder, common, n)
-        jobs.append((name, towers, target_names, reference_names, images, left_out))
+        drawn = list(found.draw.images) if found.draw else []
+        images, left_out = shared_images(needed, folder, common, n, drawn)
+        draw = found.draw if set(images) <= set(drawn) else None
+        jobs.append((name, towers, target_names, reference_names, images, left_out, draw))
     return [
         a_score(
             towers,
@@ -116,25 +123,31 @@ def compute(
             benchmark=name,
             arithmetic=arithmetic,
             left_out=left_out,
+            draw=draw,
         )
-        for name, towers, target_names, reference_names, images, left_out in jobs
+        for name, towers, target_names, reference_names, images, left_out, draw in jobs
     ]
 
 
-def _choose(found: dict, base: Path, names: list[str] | None) -> dict:
+def _choose(
+    found: "dict[str, Benchmark]", base: Path, names: list[str] | None
+) -> "dict[str, Benchmark]":
     """The benchmarks that --benchmark names; for towers right under `base`, their new name."""
     if not names:
         return found
-    if all(folder == base for folder, _ in found.values()):
+    if all(one.folder == base for one in found.values()):
         if len(names) > 1:
             raise UsageError(
                 f"--benchmark: {base} holds one benchmark, and {len(names)} names came"
             )
         return {names[0]: next(iter(found.values()))}
+    chosen = {}
     for name in names:
-        if name not in found:
+        key = name if name in found else benchmark_id(name)
+        if key not in found:
             raise UsageError(f"--benchmark: {unknown_name('benchmark', name, found)} (in {base})")
-    return {name: found[name] for name in names}
+        chosen[key] = found[key]
+    return chosen
 
 
 def as_text(score: "AScore") -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from A_score.cosine import ARITHMETICS
-from A_score.stored import StoredTokens
+from A_score.dumped import DrawnImages, contents_digest
 from A_score.tokens import Towers
 from llava.errors import LawError
 from llava.log import get_logger, progress
@@ -29,19 +29,34 @@ class AScore:
     zero_tokens: dict[str, int]
     """Target -> tokens of length zero, whose cosine counts as 0."""
     arithmetic: str
-    spec_hashes: dict[str, str]
-    """Target -> hash of its spec, empty where it is not known."""
-    stored_in: tuple[str, ...] = ()
-    """Frames of tokens out of a feature store, which have seen no projector."""
+    towers: Towers
+    """Name -> what gave the tokens, of targets and references at least."""
     left_out: int = 0
     """Images that not all towers have."""
+    draw: DrawnImages | None = None
+    """How the images were chosen, where that is known."""
 
     @property
     def protocol(self) -> str:
         """The whole protocol; numbers of different protocols do not compare."""
         references = "+".join(name.replace("/", "--") for name in self.references)
-        text = f"cosine/{references}/target-to-reference/{self.arithmetic}"
-        return f"{text}/unprojected-{'+'.join(self.stored_in)}" if self.stored_in else text
+        parts = ["cosine", references, "target-to-reference", self.arithmetic]
+        if self.draw is not None:
+            of = f"of{len(self.images) + self.left_out}" if self.left_out else ""
+            kind = self.draw.source["kind"]
+            parts.append(f"{kind}{len(self.images)}{of}-seed{self.draw.seed}")
+        parts += [f"{how}-{'+'.join(sorted(details))}" for how, details in self.origins.items()]
+        return "/".join(parts)
+
+    @property
+    def origins(self) -> dict[str, set[str]]:
+        """How tokens were made, and the ways in which that differs among them."""
+        found: dict[str, set[str]] = {}
+        for name in (*self.targets, *self.references):
+            how, detail = self.towers[name].origin
+            if how:
+                found.setdefault(how, set()).add(detail)
+        return dict(sorted(found.items()))
 
     @property
     def a_score(self) -> np.ndarray:
@@ -60,6 +75,14 @@ class AScore:
     def to_json(self) -> dict:
         """Everything, by names; `a_score`, `per_reference` and `n_images` are what others read."""
         names = self.targets
+        known = {}
+        if self.draw is not None:
+            images = {image: self.draw.images[image] for image in self.images}
+            known["draw"] = {
+                "seed": self.draw.seed,
+                "source": self.draw.source,
+                "contents": contents_digest(images),
+            }
 
         def by_reference(rows: np.ndarray) -> dict:
             return dict(zip(self.references, rows.tolist(), strict=True))
@@ -77,13 +100,15 @@ class AScore:
             "zero_tokens": {name: self.zero_tokens[name] for name in names},
             "images": self.images,
             "per_image": {name: by_reference(self.values_TFI[t]) for t, name in enumerate(names)},
+            "runs": {name: self.towers[name].run_dir for name in names},
+            **known,
         }
 
-    def rows(self, run_dir: str = "") -> list[ResultRow]:
-        """One row of the results table for each target."""
+    def rows(self, run_dir: str = "", commit: str = "") -> list[ResultRow]:
+        """One row of the results table for each target; `run_dir` is where a tower names none."""
         return [
             ResultRow(
-                representation=name.replace("--", "/"),
+                representation=self.towers[name].representation,
                 quantity="A_cosine",
                 benchmark=self.benchmark,
                 value=float(value),
@@ -91,8 +116,10 @@ class AScore:
                 stderr=float(error) if np.isfinite(error) else None,
                 n=len(self.images),
                 protocol=self.protocol,
-                spec_hash=self.spec_hashes[name],
-                run_dir=run_dir,
+                seed=None if self.draw is None else self.draw.seed,
+                spec_hash=self.towers[name].spec_hash,
+                run_dir=self.towers[name].run_dir or run_dir,
+                commit=commit,
             )
             for name, value, error in zip(self.targets, self.a_score, self.stderr, strict=True)
         ]
@@ -107,6 +134,7 @@ def a_score(
     benchmark: str = "",
     arithmetic: str = "float32",
     left_out: int = 0,
+    draw: DrawnImages | None = None,
 ) -> AScore:
     """Scores every target against every reference on `images`.
 
@@ -131,7 +159,7 @@ def a_score(
     for name, count in zero_tokens.items():
         if count:
             logger.warning("%s: %d tokens are all zero; their cosine counts as 0", name, count)
-    return AScore(
+    score = AScore(
         benchmark=benchmark,
         targets=list(targets),
         references=list(references),
@@ -139,18 +167,19 @@ def a_score(
         values_TFI=values_TFI,
         zero_tokens=zero_tokens,
         arithmetic=arithmetic,
-        spec_hashes={name: towers[name].spec_hash for name in targets},
-        stored_in=tuple(
-            sorted(
-                {
-                    towers[name].space.frame
-                    for name in (*targets, *references)
-                    if isinstance(towers[name], StoredTokens)
-                }
-            )
-        ),
+        towers=towers,
         left_out=left_out,
+        draw=draw,
     )
+    for how, details in score.origins.items():
+        if len(details) > 1:
+            logger.warning(
+                "%s: tokens are %s in different ways: %s",
+                benchmark,
+                how,
+                ", ".join(sorted(details)),
+            )
+    return score
 
 
 def same_width(towers: Towers, image: str, tokens: Mapping[str, Tensor]) -> None:

@@ -34,6 +34,11 @@ class StoredTokens(TowerTokens):
         """Of the space's spec."""
         return self.space.spec.hash()
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        """No projector has seen them; the frame."""
+        return "unprojected", self.space.frame
+
     def is_called(self, name: str) -> bool:
         """By id, alias or display name, with or without @size, or by the space's folder."""
         spec = self.space.spec

@@ -19,11 +19,20 @@ class TowerTokens(ABC):
     """The tokens of one tower on the images of one benchmark; a subclass says where they lie."""
 
     name: str
-    """As it stands in results tables and in the keys of the JSON file."""
+    """As it stands in tables and in the keys of the JSON file."""
     spec_hash: str = ""
     """Of the tower's spec, where it is known."""
+    run_dir: str = ""
+    """Folder that the tokens were made from, where it is known."""
+    origin: tuple[str, str] = ("", "")
+    """How they were made, in two words of the protocol; empty where it is not known."""
     images: Collection[str]
     """Ids of the images."""
+
+    @property
+    def representation(self) -> str:
+        """What results tables call it."""
+        return self.name.replace("--", "/")
 
     @abstractmethod
     def is_called(self, name: str) -> bool:
@@ -115,10 +124,14 @@ def checked(tokens: Tensor, where: str) -> Tensor:
 
 
 def pick(towers: Towers, names: Sequence[str], flag: str, where: Path) -> list[str]:
-    """The keys of `towers` that `names` mean; UsageError for a name that means none, or several."""
+    """The keys of `towers` that `names` mean; UsageError for a name that means none, or several.
+
+    A tower's own name counts before what else another one is called.
+    """
     picked = []
     for name in names:
-        meant = [key for key, tower in towers.items() if tower.is_called(name)]
+        called = [key for key, tower in towers.items() if tower.is_called(name)]
+        meant = [key for key in called if key == name] or called
         if not meant:
             raise UsageError(f"{flag}: {unknown_name('tower', name, towers)} (in {where})")
         if len(meant) > 1:
@@ -134,13 +147,22 @@ def image_order(image: str) -> tuple:
 
 
 def shared_images(
-    needed: Sequence[TowerTokens], where: Path, common: bool, n: int | None
+    needed: Sequence[TowerTokens],
+    where: Path,
+    common: bool,
+    n: int | None,
+    order: Sequence[str] = (),
 ) -> tuple[list[str], int]:
     """(images that all towers have, how many others were left out).
 
-    Without `common`, an image that some tower lacks is a LawError, among the first `n` if given.
+    They are those of a draw in its `order`, where there is one, then others by their names. Without
+    `common`, an image that some tower lacks is a LawError, among the first `n` if given.
     """
-    known = sorted({image for tower in needed for image in tower.images}, key=image_order)
+    place = {image: i for i, image in enumerate(order)}
+    known = sorted(
+        {*order, *(image for tower in needed for image in tower.images)},
+        key=lambda image: (place.get(image, len(place)), image_order(image)),
+    )
     everywhere = [image for image in known if all(image in tower.images for tower in needed)]
     if not everywhere:
         names = ", ".join(tower.name for tower in needed)
@@ -154,10 +176,12 @@ def shared_images(
     for tower in needed:
         missing = [image for image in wanted if image not in tower.images]
         if missing:
-            other = next(other.name for other in needed if missing[0] in other.images)
+            others = [other.name for other in needed if missing[0] in other.images]
+            first_of_draw = order and everywhere == known[: len(everywhere)]
+            remedy = f"--n {len(everywhere)}" if first_of_draw else "--common"
             raise LawError(
-                f"{where}: {tower.name} has no {missing[0]}, which {other} has ({len(missing)} of "
-                f"{len(wanted)} images are missing); dump it, or take the {len(everywhere)} images "
-                f"that all have with --common"
+                f"{where}: {tower.name} has no {missing[0]}, which {[*others, 'the draw'][0]} has "
+                f"({len(missing)} of {len(wanted)} images are missing); dump it, or take the "
+                f"{len(everywhere)} images that all have with {remedy}"
             )
     return wanted, len(known) - len(everywhere) if common else 0

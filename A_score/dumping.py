@@ -1,0 +1,338 @@
+"""The work of `law a-score dump`: a seeded draw of images once per benchmark, then every run on it.
+
+Everything that would not fit together is refused before a tower is loaded or a file written. Files
+of tokens depend neither on where a run was interrupted nor, one image at a time, on the number of
+processes: each takes its share of the images, computes what is missing of it, and writes whole
+files, so no process waits for another. images.json and manifests are the same from each of them.
+"""
+
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from A_score.dumped import (
+    IMAGES,
+    MANIFEST,
+    DrawnImages,
+    Manifest,
+    folder_name,
+    is_sound,
+    read_tokens,
+    write_tokens,
+)
+from A_score.tokens import load_tensor
+from llava.data.stored import StoredFeatures
+from llava.errors import LawError, UsageError
+from llava.eval.image_sources import Drawn, ImageSource, draw
+from llava.features import DTYPES, library_versions
+from llava.files import ensure_writable, write_bytes
+from llava.launch import launch
+from llava.log import get_logger, progress
+from llava.model.comparison import dtype_difference
+from llava.model.projection import Projection
+from llava.sweep.run import commit
+
+logger = get_logger("a-score")
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """How tokens are made."""
+
+    dtype: str | None = None
+    device: str = "cpu"
+    batch_size: int = 1
+    features: Path | None = None
+    """A feature store that is read in place of running towers."""
+    tower_replacements: Mapping[str, str] | None = None
+
+    def projection(self, run: str) -> Projection:
+        """Tower and projector of a run, the tower not loaded yet."""
+        return Projection(run, self.dtype, self.device, self.tower_replacements)
+
+    def stored(self, projection: Projection) -> StoredFeatures | None:
+        """The towers' tokens in the store; None without one.
+
+        Raises UsageError where the run's towers are not what a store holds.
+        """
+        if self.features is None:
+            return None
+        where = f"--features {self.features}: {projection.path}"
+        if projection.tokens is None:
+            raise UsageError(f"{where} looks at tiles (anyres), which no store holds; leave it out")
+        if projection.tower_digest:
+            raise UsageError(
+                f"{where} has tower weights of its own, and a store's are those of the tower's "
+                "source; leave it out"
+            )
+        frame = projection.model.get_vision_tower().frame
+        found = StoredFeatures(
+            self.features, projection.representation, frame, runs_in=projection.dtype
+        )
+        parts, config = projection.representation.parts, vars(projection.model.config)
+        if said := dtype_difference(config, parts, found.dtype):
+            logger.warning("%s %s", where, said)
+        return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one representation's tokens of one benchmark go."""
+
+    folder: Path
+    manifest: Manifest
+    source: ImageSource
+    images: Sequence[Drawn]
+
+    def file(self, drawn: Drawn) -> Path:
+        """The file of an image."""
+        return self.folder / f"{drawn.id}.safetensors"
+
+    def lacks(self, drawn: Drawn) -> bool:
+        """Whether an image's tokens are not there, or are damaged."""
+        return not is_sound(self.file(drawn), self.manifest, drawn.content)
+
+    @property
+    def bytes_to_write(self) -> int:
+        """At most; 0 where that depends on the images' sizes."""
+        tokens, width = self.manifest.shape
+        each = (tokens or 0) * width * DTYPES[self.manifest.tokens["dtype"]].itemsize
+        return each * sum(not self.file(drawn).exists() for drawn in self.images)
+
+    def check(self) -> None:
+        """Raises UsageError where the folder holds other tokens; says what else has changed."""
+        known = Manifest.read(self.folder)
+        remedy = "give this run another name with --as NAME, or dump it into another --out"
+        if known is None:
+            if any(self.folder.glob("*.safetensors")) or any(self.folder.glob("*.pt")):
+                raise UsageError(f"{self.folder} holds tokens and no {MANIFEST}; {remedy}")
+        elif said := known.difference(self.manifest):
+            raise UsageError(
+                f"{self.folder} holds tokens of {known.run}, whose {said} ({self.manifest.run}); "
+                f"{remedy}"
+            )
+        elif known.libraries != self.manifest.libraries:
+            logger.warning(
+                "%s was begun with %s, now it is %s; tokens may differ in the last digits",
+                self.folder,
+                _in_words(known.libraries),
+                _in_words(self.manifest.libraries),
+            )
+
+
+def _in_words(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+def describe(runs: Sequence[str], names: Sequence[str], options: Options) -> list[Manifest]:
+    """The manifest of every run, called as `names` say; projectors are read, towers are not.
+
+    Raises UsageError for runs that would go into one folder.
+    """
+    if names and len(names) != len(runs):
+        raise UsageError(f"--as: {len(names)} names for {len(runs)} runs; give one for each")
+    manifests = [
+        _manifest(options, run, name)
+        for run, name in zip(runs, names or [""] * len(runs), strict=True)
+    ]
+    folders = Counter(folder_name(manifest.name) for manifest in manifests)
+    for manifest in manifests:
+        if folders[folder_name(manifest.name)] > 1:
+            raise UsageError(
+                f"--run: {folders[folder_name(manifest.name)]} runs are called {manifest.name}; "
+                "name every run with --as"
+            )
+    return manifests
+
+
+def _manifest(options: Options, run: str, name: str) -> Manifest:
+    projection = options.projection(run)
+    stored = options.stored(projection)
+    towers = "run" if stored is None else "+".join(space.dtype for space in stored.spaces)
+    return Manifest(
+        name=name or projection.representation.name,
+        tokens=json.loads(json.dumps(projection.facts() | {"tower_tokens": towers})),
+        towers=[part.id for part in projection.representation.parts],
+        run=run,
+        stage=projection.stage,
+        language_model=projection.language_model,
+        shape=[projection.tokens, projection.width],
+        libraries=library_versions(),
+        commit=commit() or "",
+    )
+
+
+def dump(
+    manifests: Sequence[Manifest],
+    sources: Mapping[str, ImageSource],
+    out: Path,
+    n: int,
+    seed: int,
+    options: Options,
+    pt: Path | None = None,
+) -> None:
+    """Writes the tokens of `n` images of every benchmark in `sources`, as far as they lack.
+
+    With `pt` they are there as tensor_<i>.pt too, numbered in the order of the draw.
+    """
+    for folder in filter(None, (out, pt)):
+        ensure_writable(folder / IMAGES)
+    draws, places = {}, []
+    for benchmark, source in sources.items():
+        folder = out / folder_name(benchmark)
+        images = draw(source, n, seed)
+        draws[folder] = _settled(folder, benchmark, seed, source, images)
+        places += [
+            Place(folder / folder_name(manifest.name), manifest, source, images)
+            for manifest in manifests
+        ]
+    for place in places:
+        place.check()
+    _check_room(places, out)
+    for folder, drawn in draws.items():
+        if drawn is not None:
+            drawn.write(folder)
+    for place in places:
+        if Manifest.read(place.folder) is None:
+            place.manifest.write(place.folder)
+    for manifest in manifests:
+        own = [place for place in places if place.manifest is manifest]
+        _fill(own, options)
+        if pt is not None:
+            _export(own, out, pt)
+
+
+def _settled(
+    folder: Path, benchmark: str, seed: int, source: ImageSource, images: Sequence[Drawn]
+) -> DrawnImages | None:
+    """What images.json is to hold; None where it does. UsageError where it has other images."""
+    ids = {drawn.id: drawn.content for drawn in images}
+    drawn = DrawnImages(benchmark, seed, source.facts(), ids)
+    known = DrawnImages.read(folder)
+    if known is None:
+        return drawn
+    if said := known.difference(drawn):
+        raise UsageError(
+            f"{folder / IMAGES} {said}; every representation is dumped on the same images: draw as "
+            "then, or dump into another --out"
+        )
+    return drawn if len(ids) > len(known.images) else None
+
+
+def _check_room(places: Sequence[Place], out: Path) -> None:
+    """Says how much is to be written; LawError where the disk has less."""
+    needed, free = sum(place.bytes_to_write for place in places), shutil.disk_usage(out).free
+    if needed:
+        logger.info("%s: %.2f GiB to write, %.0f GiB free", out, needed / GIB, free / GIB)
+    if needed > free:
+        raise LawError(
+            f"{out}: {needed / GIB:.1f} GiB are needed and {free / GIB:.1f} GiB free; take fewer "
+            "images with --n, or another disk with --out"
+        )
+
+
+def _fill(places: Sequence[Place], options: Options) -> None:
+    """Computes what one run's folders lack of this process's share."""
+    here, size = launch(), options.batch_size
+    groups = [
+        (place, place.images[start : start + size])
+        for place in places
+        for start in range(0, len(place.images), size)
+    ]
+    share = groups[here.rank :: here.world]
+    manifest = places[0].manifest
+    lacking = [
+        (place, group, missing)
+        for place, group in share
+        if (missing := [drawn for drawn in group if place.lacks(drawn)])
+    ]
+    if lacking:
+        projection = options.projection(manifest.run)
+        if projection.projector_digest != manifest.tokens["projector"]:
+            raise LawError(f"{manifest.run}: its projector changed meanwhile; start again")
+        stored = options.stored(projection)
+        if stored is not None:
+            _check_stored(stored, lacking)
+        for place, group, missing in progress(lacking, f"tokens of {manifest.name}"):
+            rows = _rows(projection, stored, place.source, group)
+            for drawn, tokens_NC in zip(group, rows, strict=True):
+                if drawn in missing:
+                    _write(place, drawn, tokens_NC)
+    of = f" (process {here.rank} of {here.world})" if here.world > 1 else ""
+    for place in places:
+        there = sum(len(group) for one, group in share if one is place)
+        computed = sum(len(missing) for one, _, missing in lacking if one is place)
+        logger.info("%s: %d computed, %d there%s", place.folder, computed, there - computed, of)
+
+
+def _rows(
+    projection: Projection,
+    stored: StoredFeatures | None,
+    source: ImageSource,
+    group: Sequence[Drawn],
+) -> list[torch.Tensor]:
+    """[tokens, width] of every image; the tower runs unless its tokens are stored."""
+    if stored is not None:
+        return projection.of_features([stored.of_key(drawn.content) for drawn in group])
+    return projection([drawn.picture(source).image for drawn in group])
+
+
+def _write(place: Place, drawn: Drawn, tokens_NC: torch.Tensor) -> None:
+    if not torch.isfinite(tokens_NC).all():
+        dtype = place.manifest.tokens["dtype"]
+        wider = "" if dtype == "float32" else "; take --dtype float32"
+        raise LawError(
+            f"{place.manifest.run} gives NaN or infinity for image {drawn.name} of "
+            f"{place.source.where} in {dtype}{wider}"
+        )
+    write_tokens(place.file(drawn), tokens_NC, place.manifest, drawn.content)
+
+
+def _check_stored(
+    stored: StoredFeatures, lacking: Sequence[tuple[Place, Sequence[Drawn], Sequence[Drawn]]]
+) -> None:
+    """Raises LawError for an image that the store does not have, before any is projected."""
+    for place, group, _ in lacking:
+        for drawn in group:
+            if towers := stored.lacking(drawn.content):
+                of_task = place.source.kind == "task"
+                remedy = "leave --features out" if of_task else stored.command()
+                raise LawError(
+                    f"{stored.root} has no features of image {drawn.name} of {place.source.where} "
+                    f"by {', '.join(towers)}; {remedy}"
+                )
+
+
+def _export(places: Sequence[Place], out: Path, pt: Path) -> None:
+    """Writes this process's share as tensor_<i>.pt; LawError where others' tokens are there."""
+    here = launch()
+    for place in places:
+        folder = pt / place.folder.relative_to(out)
+        for number, drawn in list(enumerate(place.images, 1))[here.rank :: here.world]:
+            path = folder / f"tensor_{number}.pt"
+            tokens_NC = read_tokens(place.file(drawn), place.manifest, drawn.content)
+            known = _exported(path)
+            if known is None:
+                data = io.BytesIO()
+                torch.save(tokens_NC.clone(), data)
+                write_bytes(path, data.getvalue())
+            elif known.dtype != tokens_NC.dtype or not torch.equal(known, tokens_NC):
+                raise LawError(f"--pt: {path} holds other tokens; take another folder")
+
+
+def _exported(path: Path) -> torch.Tensor | None:
+    """What was exported here; None where nothing was, or the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return load_tensor(path)
+    except LawError:
+        return None

@@ -1,0 +1,697 @@
+"""`law a-score dump`: the same images for every representation, and nothing done twice."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from repository import ROOT
+from safetensors.torch import load_file
+from world import make_world
+
+from A_score import cli, compute, dumping
+from A_score.folders import find_benchmarks
+from A_score.tokens import pick
+from llava import results
+from llava.errors import LawError, UsageError
+from llava.eval.image_sources import ImageSource, Picture
+from llava.extraction import main as law_features
+from llava.features import image_key
+from llava.model.builder import load_llava
+from llava.model.projection import Projection
+from llava.model.saving import save_projector
+
+RUNS = {"clip": ("clip",), "dinov2": ("dinov2",), "both": ("clip", "dinov2")}
+N = 5
+
+
+def stage1_folder(world, folder, *towers, seed=0, **config):
+    """What stage 1 leaves, with a random projector."""
+    torch.manual_seed(seed)
+    model = load_llava(str(world / "llm"), dtype=torch.float32)
+    model.initialize_vision_modules(
+        SimpleNamespace(
+            vision_tower=".".join(str(world / name) for name in towers),
+            mm_projector_type="mlp2x_gelu",
+        ),
+        load_tower=False,
+    )
+    for name, value in config.items():
+        setattr(model.config, name, value)
+    save_projector(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """The tiny world with runs of stage 1 of two towers and of both, in run-<name>/."""
+    root = make_world(tmp_path_factory.mktemp("world"), records=12, text_only=0)
+    for seed, (name, towers) in enumerate(RUNS.items()):
+        stage1_folder(root, root / f"run-{name}", *towers, seed=seed)
+    return root
+
+
+def command(world, out, *flags, runs=tuple(RUNS), n=N):
+    """Arguments of a dump of runs on the images of the world."""
+    given = ["--run", *(world / f"run-{name}" for name in runs), "--out", out, "--n", n]
+    given += ["--benchmark", "mine", "--images", world / "images", *flags]
+    return ["dump", *map(str, given)]
+
+
+def dump(world, out, *flags, **options):
+    cli.main(command(world, out, *flags, **options))
+    return out
+
+
+def folder_of(world, out, *towers):
+    """The folder of some towers' tokens."""
+    name = ".".join(str(world / tower) for tower in towers)
+    return out / "mine" / name.lstrip("/").replace("/", "--")
+
+
+def files(root):
+    """Every file below `root` with its bytes and the time of its last change."""
+    return {
+        str(path.relative_to(root)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def contents(root):
+    """Every file below `root` with its bytes."""
+    return {name: data for name, (data, _) in files(root).items()}
+
+
+@pytest.fixture(scope="module")
+def dumps(world, tmp_path_factory):
+    """A dump of all runs, and of the same as tensor_<i>.pt in pt/; not to be changed."""
+    base = tmp_path_factory.mktemp("dumps")
+    return dump(world, base / "dumps", "--pt", base / "pt")
+
+
+@pytest.fixture
+def copy(dumps, tmp_path):
+    """A copy of the dump, which may be changed."""
+    return shutil.copytree(dumps, tmp_path / "dumps")
+
+
+def test_aligned_images(world, dumps):
+    """Every representation has the same ids, with what its tower and projector give for them."""
+    drawn = json.loads((dumps / "mine" / "images.json").read_text())
+    assert len(drawn["images"]) == N
+    assert (drawn["benchmark"], drawn["seed"]) == ("mine", 0)
+    assert drawn["source"]["kind"] == "folder"
+    for name, towers in RUNS.items():
+        folder = folder_of(world, dumps, *towers)
+        found = {path.stem for path in folder.glob("*.safetensors")}
+        assert found == set(drawn["images"])
+        projection = Projection(world / f"run-{name}")
+        for image, content in drawn["images"].items():
+            path = world / "images" / image
+            (rows,) = projection([Image.open(path)])
+            stored = load_file(folder / f"{image}.safetensors")
+            assert list(stored) == ["tokens"]
+            assert torch.equal(stored["tokens"], rows)
+            assert content == image_key(path)
+
+
+def test_manifest(world, dumps):
+    """Everything that the tokens depend on."""
+    folder = folder_of(world, dumps, "clip", "dinov2")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    projection = Projection(world / "run-both")
+    assert manifest["tokens"] == projection.facts() | {"tower_tokens": "run"}
+    assert manifest["name"] == f"{world}/clip.{world}/dinov2"
+    assert manifest["towers"] == [f"{world}/clip", f"{world}/dinov2"]
+    assert manifest["run"] == str(world / "run-both")
+    assert (manifest["stage"], manifest["shape"]) == ("stage1", [16, 32])
+    assert manifest["libraries"]["torch"] == torch.__version__
+
+
+def test_again_is_nothing(world, copy, monkeypatch):
+    """No file is touched, no weight of a tower is read; a smaller --n is nothing to do either."""
+    before = files(copy)
+    monkeypatch.setattr("llava.model.lazy_tower.build_tower", None)
+    dump(world, copy)
+    dump(world, copy, n=2)
+    assert files(copy) == before
+
+
+def test_more_images(world, copy, dumps, tmp_path):
+    """A longer draw begins with the shorter one, and ends as if it had been drawn at once."""
+    before = files(copy)
+    dump(world, copy, n=N + 3)
+    after = files(copy)
+    kept = [name for name in before if not name.endswith("images.json")]
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert contents(copy) == contents(dump(world, tmp_path / "at once", n=N + 3))
+
+
+def test_cosine_equals_the_exported_tensors(world, dumps, tmp_path):
+    """The numbers of `law a-score cosine` are those of A_score/compute.py over tensor_<i>.pt."""
+    answers = []
+    pt = dumps.parent / "pt"
+    named = [folder_of(world, pt, name).name for name in ("clip", "dinov2")]
+    for base, references in ((dumps, ["clip", "dinov2"]), (pt, named)):
+        path = tmp_path / f"{base.name}.json"
+        argv = ["--base_folder", base, "--references", *references, "--json", path]
+        compute.main(list(map(str, argv)))
+        answers.append(json.loads(path.read_text()))
+    ours, exported = answers
+    assert ours["n_images"] == exported["n_images"] == N
+    assert exported["images"] == [f"tensor_{i}" for i in range(1, N + 1)]
+    assert [*ours["a_score"].values()] == [
+        exported["a_score"][name.lstrip("/").replace("/", "--")] for name in ours["a_score"]
+    ]
+    assert [list(found.values()) for found in ours["per_image"].values()] == [
+        list(exported["per_image"][name.lstrip("/").replace("/", "--")].values())
+        for name in ours["per_image"]
+    ]
+    assert set(ours["a_score"]) == {".".join(f"{world}/{t}" for t in one) for one in RUNS.values()}
+
+
+def test_results(world, dumps, tmp_path):
+    """A row says the representation, its spec and run, the draw, and how tokens were made."""
+    table = tmp_path / "results.csv"
+    argv = ["--base_folder", dumps, "--references", "clip", "--results", table]
+    cli.main(["cosine", *map(str, argv), "--targets", "clip.dinov2", "--n", "3"])
+    read = results.read(table)
+    (name,) = read.names["representation"]
+    assert name == f"{world}/clip.{world}/dinov2"
+    header, row = (line.split(",") for line in table.read_text().splitlines())
+    cells = dict(zip(header, row, strict=True))
+    config = json.loads((world / "run-both" / "config.json").read_text())
+    assert cells["spec_hash"] == config["mm_vision_spec_hash"]
+    assert cells["run_dir"] == str(world / "run-both")
+    assert (cells["benchmark"], cells["n"], cells["seed"]) == ("mine", "3", "0")
+    clip = f"{world}/clip".replace("/", "--")
+    assert cells["protocol"] == (
+        f"cosine/{clip}/target-to-reference/float32/folder3-seed0/projected-stage1-float32"
+    )
+
+
+def test_order_and_n_of_the_cosine(world, dumps, tmp_path):
+    """Images come in the order of the draw, so --n takes a shorter draw."""
+    drawn = list(json.loads((dumps / "mine" / "images.json").read_text())["images"])
+    path = tmp_path / "a.json"
+    argv = ["--base_folder", str(dumps), "--references", "clip", "--json", str(path)]
+    compute.main([*argv, "--n", "3"])
+    answer = json.loads(path.read_text())
+    assert answer["images"] == drawn[:3]
+    assert answer["draw"]["seed"] == 0
+    assert answer["runs"][f"{world}/clip"] == str(world / "run-clip")
+
+
+def called(folder, representation, name=""):
+    """As if a folder's tokens were of a published representation."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["tokens"]["representation"] = representation
+    path.write_text(json.dumps(manifest | {"name": name or representation}))
+
+
+def test_default_references(world, copy):
+    """clip336 and clip224 are found by what the runs are of; a name of its own counts first."""
+    clip, dino = "openai/clip-vit-large-patch14", "facebook/dinov2-large"
+    dump(world, copy, "--as", "clip224", runs=["dinov2"])
+    called(folder_of(world, copy, "clip"), f"{clip}-336")
+    called(folder_of(world, copy, "dinov2"), clip)
+    called(folder_of(world, copy, "clip", "dinov2"), f"{clip}-336.{dino}", "a second C+D")
+    found = find_benchmarks(copy)["mine"].towers
+    for names, key in {
+        ("clip336", "CLIP@336", f"{clip}-336"): f"{clip}-336",
+        ("CLIP@224", clip): clip,
+        ("clip224",): "clip224",
+        ("C+D@336", "clip336.dinov2", "a second C+D"): "a second C+D",
+    }.items():
+        for name in names:
+            assert pick(found, [name], "", copy) == [key]
+    with pytest.raises(UsageError, match=r"unknown tower 'sd1.5'"):
+        pick(found, ["sd1.5"], "", copy)
+
+
+# ---------------------------------------------------------------- interrupted, and shared
+
+
+def interrupted_after(count, write):
+    """In the place of a function that writes tokens: as if the run was stopped."""
+    calls = []
+
+    def wrapped(*arguments):
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        calls.append(write(*arguments))
+
+    return wrapped
+
+
+def test_interrupted(world, dumps, tmp_path, monkeypatch):
+    """What is there is kept; in the end there are the same bytes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(dumping, "write_tokens", interrupted_after(7, dumping.write_tokens))
+        with pytest.raises(KeyboardInterrupt):
+            dump(world, tmp_path / "out")
+    before = files(tmp_path / "out")
+    assert sum(name.endswith(".safetensors") for name in before) == 7
+    dump(world, tmp_path / "out")
+    after = files(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+    assert contents(tmp_path / "out") == contents(dumps)
+
+
+KILLED = """
+import os, signal, sys
+import torch  # its own files are synced before
+from A_score import cli
+from llava import files
+
+calls = []
+
+def killed(descriptor):
+    calls.append(descriptor)
+    if len(calls) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+files.os.fsync = killed
+cli.main(sys.argv[1:])
+"""
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+def test_killed(world, dumps, tmp_path):
+    """`kill -9` while a file is being written."""
+    argv = [sys.executable, "-c", KILLED, *command(world, tmp_path / "out")]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sum(name.endswith(".tmp") for name in left) == 1
+    assert 1 < sum(name.endswith(".safetensors") for name in left) < len(RUNS) * N
+    assert contents(dump(world, tmp_path / "out")) == contents(dumps)
+
+
+def test_two_ranks_are_one(world, dumps, tmp_path, monkeypatch):
+    """Each takes its share, whichever comes first; alone, one is not enough."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, complete in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        dump(world, tmp_path / "out", "--pt", tmp_path / "pt")
+        assert (contents(tmp_path / "out") == contents(dumps)) == complete
+    assert contents(tmp_path / "pt") == contents(dumps.parent / "pt")
+
+
+def torchrun(*flags):
+    """`law a-score` in two processes; `--` since torchrun's parser looks at --run and --n, too."""
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    argv += ["-m", "--", "llava", "a-score", *flags]
+    return subprocess.run(argv, env=environment(), capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_torchrun(world, dumps, tmp_path):
+    """Two processes at once; what fails in one of them fails the launch."""
+    done = torchrun(*command(world, tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == contents(dumps)
+    assert "(process 0 of 2)" in done.stderr
+    folder = folder_of(world, tmp_path / "out", "clip")
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    done = torchrun(*command(world, tmp_path / "out"))
+    assert done.returncode != 0
+    assert "law: error: " in done.stderr
+
+
+def damage_cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def damage_bytes(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def damage_swap(path):
+    """Another image's tokens, whole."""
+    other = next(one for one in path.parent.glob("*.safetensors") if one != path)
+    path.write_bytes(other.read_bytes())
+
+
+DAMAGE = {
+    "removed": (lambda path: path.unlink(), "clip has no"),
+    "cut": (damage_cut, "cannot be read"),
+    "bytes": (damage_bytes, "bytes of it are not those that were written"),
+    "swapped": (damage_swap, "its image is another than in images.json"),
+    "text": (lambda path: path.write_text("hello"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage(world, copy, kind):
+    """The cosine names the file; dumping again makes it as it was, and leaves the others."""
+    damage, message = DAMAGE[kind]
+    before = files(copy)
+    path = sorted(folder_of(world, copy, "clip").glob("*.safetensors"))[1]
+    damage(path)
+    with pytest.raises(LawError, match=message) as error:
+        compute.main(["--base_folder", str(copy), "--references", "dinov2"])
+    assert path.stem in str(error.value)
+    dump(world, copy)
+    after = files(copy)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {str(path.relative_to(copy))}
+    assert contents(copy) == {name: data for name, (data, _) in before.items()}
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.fixture
+def other_projector(world, tmp_path):
+    """A run of the same tower with another projector."""
+    return stage1_folder(world, tmp_path / "other", "clip", seed=77)
+
+
+def test_another_projector(world, copy, other_projector):
+    """Refused by name, and dumped beside under a name of its own; nothing else is touched."""
+    before = files(copy)
+    flags = ["--run", str(other_projector)]
+    with pytest.raises(
+        UsageError, match=r"holds tokens of .*run-clip, whose projector .*--as NAME"
+    ):
+        dump(world, copy, *flags)
+    assert files(copy) == before
+    dump(world, copy, *flags, "--as", "clip, again")
+    assert {name: after for name, after in files(copy).items() if name in before} == before
+    found = find_benchmarks(copy)["mine"].towers
+    assert found["clip, again"].representation == "clip, again"
+    with pytest.raises(UsageError, match=r"'clip' may mean .*; say which"):
+        pick(found, ["clip"], "", copy)
+
+
+CHANGED = {
+    "dtype": (["--dtype", "bfloat16"], "whose dtype float32, and this is dtype bfloat16"),
+    "seed": (["--seed", "1"], "was drawn with seed 0, and this is seed 1"),
+    "kind": (["--images", "{world}/captions.json", "--image_folder", "{world}/images"], "kind"),
+    "source": (["--images", "{world}/others"], "has image .* where .* would be drawn now"),
+    "content": (["--images", "{world}/painted"], "has an image .* of other content"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_other_tokens_or_images_in_the_same_place(world, copy, kind):
+    """Refused, with what to do, before anything is written."""
+    for name in ("others", "painted"):
+        if not (world / name).exists():
+            shutil.copytree(world / "images", world / name)
+    drawn = next(iter(json.loads((copy / "mine" / "images.json").read_text())["images"]))
+    (world / "others" / drawn).unlink(missing_ok=True)
+    Image.new("RGB", (9, 9)).save(world / "painted" / drawn)
+    before = files(copy)
+    flags, message = CHANGED[kind]
+    with pytest.raises(UsageError, match=f"{message}.*another --out"):
+        dump(world, copy, *(text.format(world=world) for text in flags), runs=["clip"])
+    assert files(copy) == before
+
+
+WRONG = {
+    "n": (["--n", "0"], "--n 0: expected 1 or more"),
+    "batch": (["--batch_size", "0"], "--batch_size 0: expected 1 or more"),
+    "names": (["--as", "a", "b"], "--as: 2 names for 1 runs; give one for each"),
+    "name": (["--as", "../"], r"'\.\./' makes no name of a folder; .* --as NAME"),
+    "long name": (["--as", "x" * 300], "makes no name of a folder"),
+    "device": (["--device", "gpu"], "--device gpu: .*law doctor"),
+    "dtype": (["--dtype", "float3"], "dtype 'float3': expected float32"),
+    "run": (["--run", "{world}/llm"], "without a vision tower; expected a run of stage 1"),
+    "same run": (["--run", "{world}/run-clip", "{world}/run-clip"], "2 runs are called .*--as"),
+    "alias": (["--tower_alias", "clop=there"], "unknown tower"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_usage(world, tmp_path, kind):
+    flags, message = WRONG[kind]
+    with pytest.raises(UsageError, match=message):
+        dump(world, tmp_path / "out", *(text.format(world=world) for text in flags), runs=["clip"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_images_come_first(world, tmp_path, monkeypatch):
+    """Named before a tower is loaded or a file is written."""
+    monkeypatch.setattr("llava.model.lazy_tower.build_tower", None)
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"image": "0.png"}, {"image": "gone.png"}]))
+    flags = ["--images", str(data), "--image_folder", str(world / "images")]
+    with pytest.raises(LawError, match=r"image gone\.png of .*data\.json: .*cannot be read"):
+        dump(world, tmp_path / "out", *flags, n=2)
+    assert contents(tmp_path / "out") == {}
+
+
+def test_folders_of_others(world, copy, tmp_path):
+    """Tensors that nobody describes stay as they are; manifests of other programs are passed by."""
+    folder = folder_of(world, copy, "clip")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UsageError, match=r"holds tokens and no manifest\.json; .*--as NAME"):
+        dump(world, copy)
+    (folder / "manifest.json").write_text('{"format": "law a-score dump 2"}')
+    with pytest.raises(LawError, match="is 'law a-score dump 2', and this program reads"):
+        dump(world, copy)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"name": "web app"}')
+    assert len(find_benchmarks(copy)["mine"].towers) == 2
+
+
+def test_no_room(world, tmp_path, monkeypatch):
+    """Said before the work starts; 5 images of 16 x 32 float32 by three runs."""
+    usage = type("Usage", (), {"free": 5 * 16 * 32 * 4 * 3 - 1})
+    monkeypatch.setattr("A_score.dumping.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(LawError, match=r"GiB are needed and .* GiB free; take fewer images"):
+        dump(world, tmp_path / "out")
+    usage.free += 1
+    dump(world, tmp_path / "out")
+
+
+def test_tokens_that_are_not_finite(world, tmp_path, monkeypatch):
+    """The image is named; what was computed before stays."""
+    whole = Projection.__call__
+
+    def broken(self, images):
+        (rows,) = whole(self, images)
+        return [rows / (0 if images[0].size == (43, 36) else 1)]
+
+    monkeypatch.setattr(Projection, "__call__", broken)
+    with pytest.raises(
+        LawError, match=r"NaN or infinity for image 3\.png of .*images in bfloat16;"
+    ):
+        dump(world, tmp_path / "out", "--dtype", "bfloat16", n=12)
+
+
+# ---------------------------------------------------------------- other ways
+
+
+def test_a_batch(world, dumps, tmp_path):
+    """Several images at once: the same but for rounding, and no other place."""
+    out = dump(world, tmp_path / "out", "--batch_size", "3")
+    for name, data in contents(dumps).items():
+        if name.endswith(".safetensors"):
+            one, other = (load_file(root / name)["tokens"] for root in (dumps, out))
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        else:
+            assert (out / name).read_bytes() == data
+    before = files(out)
+    dump(world, out)
+    assert files(out) == before
+
+
+def test_stored_features(world, dumps, tmp_path, monkeypatch):
+    """A store in place of towers: the same tokens but for rounding, said in the manifest."""
+    store = tmp_path / "features"
+    argv = ["--images", world / "images", "--out", store]
+    for name in ("clip", "dinov2"):
+        for frame in ("own", "crop"):  # alone, and of both, which see the same
+            law_features([*map(str, argv), "--model", str(world / name), "--frame", frame])
+    monkeypatch.setattr("llava.model.lazy_tower.build_tower", None)
+    out = dump(world, tmp_path / "out", "--features", store)
+    for name in contents(dumps):
+        if name.endswith(".safetensors"):
+            one, other = (load_file(root / name)["tokens"] for root in (dumps, out))
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UsageError, match="tower_tokens float32, and this is tower_tokens run"):
+        dump(world, out, runs=["clip"])
+    next(store.glob("*/*.safetensors")).unlink()
+    shutil.rmtree(out)
+    with pytest.raises(LawError, match=r"has no features of image .*; `law features --model"):
+        dump(world, out, "--features", store)
+    with pytest.raises(LawError, match=r"has no features of .*`law features --model"):
+        dump(world, out, "--features", tmp_path / "nothing")
+
+
+def test_stored_features_that_are_others(world, tmp_path):
+    """Of tiles there are none."""
+    run = stage1_folder(
+        world,
+        tmp_path / "run",
+        "clip",
+        image_aspect_ratio="anyres",
+        image_grid_pinpoints=[[64, 64]],
+    )
+    flags = ["--run", run, "--features", tmp_path / "features"]
+    with pytest.raises(UsageError, match="looks at tiles"):
+        dump(world, tmp_path / "out", *flags)
+    dump(world, tmp_path / "out", "--run", run)
+    (manifest,) = (tmp_path / "out").rglob("manifest.json")
+    assert json.loads(manifest.read_text())["shape"] == [None, 32]
+    assert len(load_file(next(manifest.parent.glob("*.safetensors")))["tokens"]) == 5 * 16
+
+
+class Shown(ImageSource):
+    """Images that come out of no file, as a task shows them; two of each question."""
+
+    kind, where = "task", "task shown"
+    names = tuple(map(str, range(6)))
+
+    def pictures(self, name):
+        return [Picture(Image.new("RGB", (30, 20 + i), (int(name), i, 9))) for i in range(2)]
+
+    def facts(self):
+        return {"kind": self.kind, "task": "shown"}
+
+
+def test_images_of_a_task(world, tmp_path):
+    """Two benchmarks in one call; the protocol says where the images are from."""
+    options = dumping.Options()
+    manifests = dumping.describe([str(world / "run-clip")], ["c"], options)
+    sources = {"vqa": Shown(), "seedbench:seed_all": Shown()}
+    dumping.dump(manifests, sources, tmp_path, 3, 5, options)
+    scores = compute.compute(tmp_path, references=["c"])
+    assert {score.benchmark for score in scores} == set(sources)
+    assert scores[0].a_score == pytest.approx(1)
+    assert "/task3-seed5/projected-stage1-float32" in scores[0].protocol
+    assert any(image.endswith("~2") for image in scores[0].images)
+    named = compute.compute(tmp_path, references=["c"], benchmarks=["seed_all"])
+    assert [score.benchmark for score in named] == ["seedbench:seed_all"]
+    stored = dumping.Options(features=tmp_path / "none")
+    with pytest.raises(LawError, match="has no features of"):
+        dumping.describe([str(world / "run-clip")], ["c"], stored)
+
+
+def test_exported_tensors(world, copy, tmp_path, capsys):
+    """Written once; made anew where damaged, refused where they are others'."""
+    pt = tmp_path / "pt"
+    dump(world, copy, "--pt", pt)
+    before = files(pt)
+    drawn = json.loads((copy / "mine" / "images.json").read_text())["images"]
+    second = folder_of(world, pt, "clip") / "tensor_2.pt"
+    tokens = load_file(folder_of(world, copy, "clip") / f"{list(drawn)[1]}.safetensors")["tokens"]
+    assert torch.equal(torch.load(second, weights_only=True), tokens)
+    second.write_bytes(second.read_bytes()[:50])
+    dump(world, copy, "--pt", pt)
+    after = files(pt)
+    name = str(second.relative_to(pt))
+    assert after[name][0] == before[name][0]
+    assert {k: v for k, v in after.items() if k != name} == {
+        k: v for k, v in before.items() if k != name
+    }
+    torch.save(tokens + 1, second)
+    with pytest.raises(LawError, match=r"--pt: .*tensor_2\.pt holds other tokens; take another"):
+        dump(world, copy, "--pt", pt)
+
+
+@pytest.mark.slow
+def test_diffusion_tower(world, tmp_path):
+    """A tower of noise, alone and beside CLIP, through dump and cosine."""
+    tower = ROOT / "tests" / "golden" / "diffusion" / "sd15"
+    both = stage1_folder(world, tmp_path / "both", "clip", tower)
+    alone = stage1_folder(world, tmp_path / "alone", tower)
+    out = dump(world, tmp_path / "out", "--run", both, alone, world / "run-clip")
+    before = contents(out)
+    shutil.rmtree(out)
+    assert contents(dump(world, out, "--run", both, alone, world / "run-clip")) == before
+    (score,) = compute.compute(out, references=["clip"])
+    assert len(score.targets) == 3
+    assert all(0 < value <= 1 + 1e-6 for value in score.a_score)
+
+
+# ---------------------------------------------------------------- the cosine over a dump
+
+
+def test_a_dump_that_is_not_finished(world, copy, tmp_path):
+    """An error that says how many all have; where the draw was made longer, with --n."""
+    path = tmp_path / "a.json"
+    argv = ["--base_folder", str(copy), "--references", "clip", "--json", str(path)]
+    dump(world, copy, runs=["clip"], n=N + 2)
+    with pytest.raises(LawError, match=rf"dinov2 has no .* all have with --n {N}"):
+        compute.main(argv)
+    compute.main([*argv, "--n", str(N)])
+    assert f"/folder{N}-seed0/" in json.loads(path.read_text())["protocol"]
+    first = next(iter(json.loads((copy / "mine" / "images.json").read_text())["images"]))
+    (folder_of(world, copy, "dinov2") / f"{first}.safetensors").unlink()
+    with pytest.raises(LawError, match=rf"take the {N - 1} images that all have with --common"):
+        compute.main(argv)
+    compute.main([*argv, "--common"])
+    assert f"/folder{N - 1}of{N + 2}-seed0/" in json.loads(path.read_text())["protocol"]
+    for folder in (copy / "mine").iterdir():
+        if folder.is_dir():
+            (folder / f"{first}.safetensors").unlink(missing_ok=True)
+    with pytest.raises(LawError, match=rf"has no {first}, which the draw has"):
+        compute.main([*argv, "--n", "2"])
+
+
+def test_leftovers_do_not_count(world, copy):
+    """Tokens of an image that the draw has not."""
+    folder = folder_of(world, copy, "clip")
+    shutil.copy(next(folder.glob("*.safetensors")), folder / "zzz.safetensors")
+    (score,) = compute.compute(copy, references=["clip"])
+    assert len(score.images) == N
+
+
+def test_a_folder_twice(copy):
+    """A copy of a representation or of a benchmark would be taken for it."""
+    mine = copy / "mine"
+    folder = next(path for path in sorted(mine.iterdir()) if path.is_dir())
+    shutil.copytree(folder, mine / "copied")
+    with pytest.raises(LawError, match=r"are both .*; move one of them away"):
+        find_benchmarks(copy)
+    shutil.rmtree(mine / "copied")
+    shutil.copytree(mine, copy / "again")
+    with pytest.raises(LawError, match="are both mine; move one of them away"):
+        find_benchmarks(copy)
+
+
+def test_tokens_made_in_different_ways(world, tmp_path, law_log):
+    """Said, and to be seen in the protocol."""
+    out = dump(world, tmp_path / "out", runs=["clip"])
+    dump(world, out, "--dtype", "bfloat16", runs=["dinov2"])
+    (score,) = compute.compute(out, references=["clip"])
+    assert score.protocol.endswith("/projected-stage1-bfloat16+stage1-float32")
+    assert any("tokens are projected in different ways" in line for line in law_log)
+
+
+def test_other_versions_are_said(world, copy, law_log, monkeypatch):
+    """A package that changed since: nothing is computed again."""
+    before = files(copy)
+    monkeypatch.setattr(dumping, "library_versions", lambda: {"torch": "9.9"})
+    dump(world, copy)
+    assert any("was begun with torch" in line and "torch 9.9" in line for line in law_log)
+    assert files(copy) == before
+
+
+def test_help_needs_no_torch():
+    code = "import sys, A_score.dump as d\n"
+    code += "try: d.main(['-h'])\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.endswith("False\n")
