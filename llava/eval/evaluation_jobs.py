@@ -1,0 +1,202 @@
+"""What `--tasks` asks for: lmms-eval's task, in which words, and which of its numbers are meant.
+
+A name is a set (`paper8`), a benchmark by any of its names, or any task of lmms-eval, also
+`task:metric` and `task:metric:unit`. What one task gives in one way of asking is one job.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llava import catalog
+from llava.errors import UsageError, unknown_name
+from llava.eval.harness import harness
+from llava.log import get_logger
+from llava.results import UNITS
+
+logger = get_logger("eval")
+
+FRACTIONS = ("acc", "acc_norm", "acc_mutual_info", "anls", "exact_match")
+"""Metrics of lmms-eval that are fractions whatever the task."""
+UNKNOWN_UNIT = "points"
+"""Of another metric, where nobody says: converts into nothing else."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A number of a task that is a row of the results table."""
+
+    metric: str
+    benchmark: str
+    """What the table calls it."""
+    unit: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task, asked in one way."""
+
+    task: str
+    wanted: tuple[Wanted, ...] = ()
+    """Empty: every metric of it that is a number."""
+    entry: catalog.Benchmark | None = None
+    """What is known of the benchmark; None for a task of one's own."""
+    prompt: str = ""
+    """Which of the benchmark's ways to ask, where it has several."""
+    prompt_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What that sets of the task's lmms_eval_specific_kwargs."""
+    judge: str = ""
+    """Model of the grading service, where there is one."""
+
+    def stem(self, limit: int | None) -> str:
+        """What its files are called: ways to ask and limits stand beside each other."""
+        usual = self.entry is not None and self.prompt == next(iter(self.entry.prompts), "")
+        parts = [self.task, "" if usual else self.prompt, f"limit{limit}" if limit else ""]
+        return "-".join(part for part in parts if part)
+
+
+def jobs_of(names: Sequence[str], ocr: bool, environment: Mapping[str, str]) -> list[Job]:
+    """The jobs behind `names`, in their order, each once.
+
+    `ocr` takes the prompts with OCR tokens of the benchmarks that have some. `environment` tells
+    whether a grading service can be asked. Raises UsageError for a name in no form of a name, a
+    unit that is none, or `ocr` where no benchmark has such a prompt. Whether a task exists is not
+    looked at.
+    """
+    sets = catalog.benchmark_sets()
+    found: dict[str, Job] = {}
+    for name in (one for given in names for one in sets.get(given, [given])):
+        job = _job(name, environment)
+        if ocr and job.entry and "ocr" in job.entry.prompts:
+            job = _asked(job, "ocr")
+        known = found.get(job.task)
+        found[job.task] = job if known is None else _merged(known, job)
+    jobs = list(found.values())
+    if ocr and all(job.prompt != "ocr" for job in jobs):
+        having = [e.id for e in catalog.benchmarks().values() if "ocr" in e.prompts]
+        raise UsageError(
+            f"--ocr: of the tasks named none has a prompt with OCR tokens; {', '.join(having)} has"
+        )
+    return jobs
+
+
+def grouped(jobs: Sequence[Job], manager: Any, environment: Mapping[str, str]) -> list[Job]:
+    """`jobs` with lmms-eval's groups and tags taken apart; `manager` is its index of tasks."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        for name in _members(job.task, manager):
+            one = job if name == job.task else _job(name, environment)
+            known = found.get(one.task)
+            found[one.task] = one if known is None else _merged(known, one)
+    return list(found.values())
+
+
+def own_numbers(job: Job, metrics: Iterable[str]) -> tuple[Wanted, ...]:
+    """The numbers wanted of `job`, out of the `metrics` that its task gives.
+
+    Of several that nobody asked for by name each is called `task:metric`, a single one `task`.
+    Raises UsageError for one that is asked for and not given.
+    """
+    metrics = list(metrics)
+    for wanted in job.wanted:
+        if wanted.metric not in metrics:
+            raise UsageError(
+                f"{job.task}: {unknown_name('metric', wanted.metric, metrics)}; as "
+                f"{job.task}:METRIC"
+            )
+    if job.wanted:
+        return job.wanted
+    if not metrics:
+        raise UsageError(f"{job.task}: gives no number, only submissions for a server elsewhere")
+    alone = len(metrics) == 1
+    return tuple(
+        Wanted(name, job.task if alone else f"{job.task}:{name}", _usual_unit(name))
+        for name in metrics
+    )
+
+
+def _job(name: str, environment: Mapping[str, str]) -> Job:
+    known = catalog.benchmarks()
+    entry = known.get(catalog.benchmark_id(name))
+    if entry is not None:
+        return _listed(entry, environment)
+    for entry in known.values():
+        if name in entry.tasks and entry.grader:
+            return _by_task(entry, name, environment)
+    task, *rest = name.split(":")
+    if len(rest) > 2 or not all([task, *rest]):
+        raise UsageError(f"--tasks {name}: expected a name, task:metric or task:metric:unit")
+    if not rest:
+        return Job(task)
+    metric = rest[0]
+    unit = rest[1] if rest[1:] else _usual_unit(metric)
+    if unit not in UNITS:
+        raise UsageError(f"--tasks {name}: {unknown_name('unit', unit, UNITS)}")
+    return Job(task, (Wanted(metric, task, unit),))
+
+
+def _members(name: str, manager: Any) -> list[str]:
+    """The tasks of a group or tag, or `name` alone."""
+    entry = manager.task_index[name]
+    if "task" not in entry:
+        return [name]
+    inside = entry["task"]
+    if entry["type"] == "group":
+        inside = harness("utils").load_yaml_config(entry["yaml_path"], mode="simple")["task"]
+    if not all(isinstance(one, str) for one in inside):
+        raise UsageError(f"--tasks {name}: this group changes its tasks; name the tasks themselves")
+    return [task for one in inside for task in _members(one, manager)]
+
+
+def _listed(entry: catalog.Benchmark, environment: Mapping[str, str]) -> Job:
+    """A benchmark of the catalog, asked in its usual way."""
+    if entry.grader is None:
+        return _by_task(entry, entry.tasks[0], environment)
+    if entry.grader.judge(environment):
+        return _by_task(entry, entry.grader.task, environment)
+    logger.warning(
+        "%s: %s is not set, so no service grades the answers; %s compares option letters instead, "
+        "and its protocol is another one",
+        entry.display,
+        entry.grader.key(environment),
+        entry.grader.without,
+    )
+    return _by_task(entry, entry.grader.without, environment)
+
+
+def _by_task(entry: catalog.Benchmark, task: str, environment: Mapping[str, str]) -> Job:
+    wanted = Wanted(entry.metric, entry.id, entry.unit)
+    job = Job(task, (wanted,), entry)
+    if entry.grader and task == entry.grader.task:
+        judge = entry.grader.judge(environment)
+        if judge is None:
+            raise UsageError(
+                f"--tasks {task}: a service grades the answers, and its key is not set; set "
+                f"{entry.grader.key(environment)}, or evaluate {entry.grader.without}"
+            )
+        logger.warning("%s: %s grades the answers that need it, at its price", task, judge)
+        job = replace(job, judge=judge)
+    return _asked(job, next(iter(entry.prompts))) if entry.prompts else job
+
+
+def _asked(job: Job, prompt: str) -> Job:
+    return replace(job, prompt=prompt, prompt_kwargs=job.entry.prompts[prompt])
+
+
+def _merged(one: Job, other: Job) -> Job:
+    """Both jobs' numbers: those of one benchmark twice, or several metrics of one task."""
+    if not (one.wanted and other.wanted):  # all of them
+        return replace(one, wanted=())
+    wanted = tuple(dict.fromkeys([*one.wanted, *other.wanted]))
+    names = [entry.benchmark for entry in wanted]
+    return replace(
+        one,
+        wanted=tuple(
+            replace(w, benchmark=f"{one.task}:{w.metric}") if names.count(w.benchmark) > 1 else w
+            for w in wanted
+        ),
+    )
+
+
+def _usual_unit(metric: str) -> str:
+    return "fraction" if metric in FRACTIONS else UNKNOWN_UNIT

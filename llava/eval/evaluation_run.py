@@ -1,0 +1,287 @@
+"""From flags to finished tasks: everything is looked at, then the model is loaded, then asked."""
+
+import argparse
+import os
+import time
+import traceback
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from llava.errors import LawError, UsageError
+from llava.eval import evaluation_files as files
+from llava.eval.evaluation_jobs import Job, grouped, jobs_of, own_numbers
+from llava.eval.evaluation_model import fitted, given_arguments, model_class
+from llava.eval.evaluation_subject import Subject, subject
+from llava.eval.evaluation_table import as_table
+from llava.eval.evaluation_task import decoding, described, documents, evaluate_task, prepare
+from llava.eval.harness import harness, load_tasks, task_manager
+from llava.files import ensure_writable, write_json
+from llava.launch import launch
+from llava.log import get_logger
+from llava.model.multimodal_encoder.registry import parse_replacements
+from llava.sweep.run import environment
+
+logger = get_logger("eval")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What all tasks of one call share."""
+
+    who: Subject
+    model: str
+    cls: type
+    model_args: dict[str, Any]
+    out: Path
+    limit: int | None
+    overwrite: bool
+    results: Path | None
+
+    def path(self, job: Job) -> Path:
+        """Where a task's summary is written."""
+        return self.out / f"{job.stem(self.limit)}.json"
+
+    def done(self, job: Job, task: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """The summary of a finished task, where it is of this evaluation."""
+        same = files.identity(self.who, self.model, self.model_args, job, self.limit)
+        return files.fitting(self.path(job), same, job, self.overwrite, task)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A task whose data are read."""
+
+    job: Job
+    task: Any
+    manager: Any
+    """lmms-eval's index of tasks."""
+    described: dict[str, Any]
+
+    def protocol(self, asked: Asked, metric: str) -> str:
+        """Of one of its numbers."""
+        return files.protocol(asked.who, self.job, metric, decoding(self.task), asked.limit)
+
+
+def run(arguments: argparse.Namespace) -> tuple[str, dict[str, str]]:
+    """Evaluates what has no fitting result yet: (table of all results, task -> why it failed).
+
+    The table is empty but on rank zero. Whatever is wrong with flags, checkpoint or names is raised
+    before a model is loaded.
+    """
+    names = [name for given in arguments.tasks for name in given.split(",") if name]
+    jobs = jobs_of(names, arguments.ocr, os.environ)
+    asked = _asked(arguments)
+    manager = task_manager([job.task for job in jobs], arguments.include_path)
+    jobs = grouped(jobs, manager, os.environ)
+    _check_limits(jobs, asked.limit)
+    changeable = {job.task for job in jobs if _is_below(manager, job.task, arguments.include_path)}
+    done: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        if job.task not in changeable and (found := asked.done(job)):
+            done[job.task] = found
+    ready, failed = _load(asked, jobs, manager, changeable, done)
+    if arguments.check:
+        return _plan(asked, ready, done), failed
+    first = launch().rank == 0
+    if first:
+        _open_files(asked, jobs, ready, done)
+    if ready:
+        _evaluate(asked, ready, done, failed)
+    if distributed.is_initialized():  # its threads, alive when Python ends, may abort it
+        distributed.destroy_process_group()
+    rows = [row for job in jobs if job.task in done for row in files.rows(done[job.task], job)]
+    return as_table(rows) if first else "", failed
+
+
+def _asked(arguments: argparse.Namespace) -> Asked:
+    """The checkpoint, looked at, and the class that will ask it."""
+    cls = model_class(arguments.model)
+    given = given_arguments(arguments)
+    aliases = [one for one in str(given.get("tower_alias", "")).split(";") if one]
+    who = subject(
+        arguments.run,
+        given.get("model_base"),
+        given.get("conv_template"),
+        parse_replacements(aliases),
+    )
+    folder = Path(arguments.run)
+    beside = folder / "eval" if folder.is_dir() else Path("eval") / arguments.run.replace("/", "--")
+    return Asked(
+        who,
+        arguments.model,
+        cls,
+        fitted(cls, arguments.model, given, who.template),
+        arguments.out or beside,
+        arguments.limit,
+        arguments.overwrite,
+        arguments.results,
+    )
+
+
+def _check_limits(jobs: Sequence[Job], limit: int | None) -> None:
+    for job in jobs:
+        together = job.entry.together if job.entry else 1
+        if limit and limit % together:
+            raise UsageError(
+                f"--limit {limit}: {job.task} scores {together} neighbouring documents together; "
+                f"pass a multiple of {together}"
+            )
+
+
+def _is_below(manager: Any, task: str, folders: Sequence[str]) -> bool:
+    """Whether a task is a user's own, which may have changed since it was evaluated."""
+    path = Path(manager.task_index[task]["yaml_path"]).resolve()
+    return any(path.is_relative_to(Path(folder).resolve()) for folder in folders)
+
+
+def _load(
+    asked: Asked,
+    jobs: Sequence[Job],
+    manager: Any,
+    changeable: Collection[str],
+    done: dict[str, dict[str, Any]],
+) -> tuple[list[Ready], dict[str, str]]:
+    """(tasks to evaluate, task -> why its data cannot be had); adds to `done` what turns out so."""
+    ready, failed = [], {}
+    harness("evaluator")._enable_reentrant_filelocks()  # as it does before it reads data itself
+    for job in jobs:
+        if job.task in done:
+            continue
+        try:
+            task = load_tasks([job.task], manager)[job.task]
+        except LawError as error:
+            logger.error("%s", error)
+            failed[job.task] = str(error)
+            continue
+        prepare(task, job)
+        own_numbers(job, task.aggregation())
+        made = described(task, asked.limit)
+        if job.task in changeable and (found := asked.done(job, made)):
+            done[job.task] = found
+            continue
+        ready.append(Ready(job, task, manager, made))
+    return ready, failed
+
+
+def _plan(asked: Asked, ready: Sequence[Ready], done: dict[str, dict[str, Any]]) -> str:
+    """What a call without --check would do."""
+    lines = [f"{task}: is done" for task in done]
+    for one in ready:
+        count = documents(one.task, asked.limit)
+        for wanted in own_numbers(one.job, one.task.aggregation()):
+            protocol = one.protocol(asked, wanted.metric)
+            lines.append(f"{one.job.task}: {count} documents, {protocol}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _open_files(
+    asked: Asked, jobs: Sequence[Job], ready: Sequence[Ready], done: dict[str, dict[str, Any]]
+) -> None:
+    """Sees that everything can be written; rows of what is done already are there afterwards."""
+    if ready:
+        write_json(asked.out / "environment.json", environment())
+    if asked.results:
+        ensure_writable(asked.results)
+    for job in jobs:
+        if job.task in done:
+            logger.info("%s: %s is there", job.task, asked.path(job))
+            _append(asked, job, done[job.task])
+
+
+def _append(asked: Asked, job: Job, summary: dict[str, Any]) -> None:
+    if asked.results:
+        files.append_new(asked.results, files.rows(summary, job))
+
+
+def _evaluate(
+    asked: Asked,
+    ready: Sequence[Ready],
+    done: dict[str, dict[str, Any]],
+    failed: dict[str, str],
+) -> None:
+    """Asks one model all that is ready; adds to `done` on rank zero, and to `failed`."""
+    lm = asked.cls(**asked.model_args)
+    for one in _agreed(ready, failed):
+        started = time.monotonic()
+        try:
+            summary = _one(asked, one, lm)
+        except Exception as error:
+            if launch().world > 1:  # the other ranks wait for this one
+                raise LawError(f"{one.job.task}: {_told(error)}") from error
+            logger.error("%s failed:\n%s", one.job.task, "".join(traceback.format_exception(error)))
+            failed[one.job.task] = _told(error)
+            continue
+        if summary is not None:
+            done[one.job.task] = summary
+            _append(asked, one.job, summary)
+            logger.info("%s: %.0f s", asked.path(one.job), time.monotonic() - started)
+
+
+def _agreed(ready: Sequence[Ready], failed: dict[str, str]) -> list[Ready]:
+    """What is ready on every rank: the ranks ask together."""
+    place = launch()
+    if place.world == 1 or not distributed.is_initialized():
+        return list(ready)
+    everywhere: list[Any] = [None] * place.world
+    distributed.all_gather_object(everywhere, [one.job.task for one in ready])
+    common = set(everywhere[0]).intersection(*everywhere)
+    for task in set().union(*everywhere) - common:
+        failed[task] = "some process has its data or its result, and some has not"
+    return [one for one in ready if one.job.task in common]
+
+
+def _one(asked: Asked, one: Ready, lm: Any) -> dict[str, Any] | None:
+    """Evaluates one task and writes what it leaves; its summary, None but on rank zero."""
+    started = time.monotonic()
+    job, path = one.job, asked.path(one.job)
+    same = files.identity(asked.who, asked.model, asked.model_args, job, asked.limit)
+    answers = files.answers_of(path, same, one.described)
+    details = path.with_name(f"{path.stem}_details")
+    found = evaluate_task(lm, job, one.task, one.manager, asked.limit, answers, details)
+    if found is None:
+        return None
+    metrics, samples = found
+    units = {wanted.metric: wanted.unit for wanted in own_numbers(job, metrics)}
+    for metric, number in metrics.items():
+        number["unit"] = units.get(metric)
+        number["protocol"] = one.protocol(asked, metric)
+    summary = {
+        "identity": same,
+        "metrics": metrics,
+        "documents": _counted(asked, one),
+        "task": one.described,
+        "subject": asdict(asked.who),
+        "model_args": asked.model_args,
+        "settings": getattr(lm, "settings", None),
+        "versions": files.versions(),
+        "commit": files.code(),
+        "processes": launch().world,
+        "device": str(getattr(lm, "device", "")),
+        "seconds": round(time.monotonic() - started, 1),
+        "date": files.now(),
+    }
+    files.write(path, summary, samples, answers)
+    return summary
+
+
+def _counted(asked: Asked, one: Ready) -> int:
+    """Documents that were asked about; of a whole benchmark they should be as many as ever."""
+    count, entry = documents(one.task, asked.limit), one.job.entry
+    if entry and entry.items and not asked.limit and count != entry.items:
+        logger.warning(
+            "%s: %d documents, where %d were expected: the data set changed, or it is another one",
+            one.job.task,
+            count,
+            entry.items,
+        )
+    return count
+
+
+def _told(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    line = next(iter(str(error).splitlines()), "")
+    return line if isinstance(error, LawError) else f"{type(error).__name__}: {line}"

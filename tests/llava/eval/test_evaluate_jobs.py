@@ -1,0 +1,133 @@
+"""What `--tasks` asks for: sets, benchmarks by any name, own tasks, graders and prompts."""
+
+import pytest
+
+from llava import catalog
+from llava.errors import UsageError
+from llava.eval.evaluation_jobs import Job, Wanted, jobs_of, own_numbers
+
+KEY = {"OPENAI_API_KEY": "k"}
+
+
+def tasks(*names, ocr=False, environment=None):
+    """The tasks behind `names`."""
+    return [job.task for job in jobs_of(names, ocr, environment or {})]
+
+
+def test_the_papers_set():
+    """Its eight benchmarks in its order, under the tasks that measure them; the id is the law's."""
+    jobs = jobs_of(["paper8"], False, {})
+    ids = [job.wanted[0].benchmark for job in jobs]
+    assert ids == [entry.id for entry in catalog.benchmarks().values() if entry.in_law]
+    assert len(ids) == 8
+    assert tasks("paper8")[:4] == [
+        "mmbench_en_dev_static",
+        "mme",
+        "ok_vqa_val2014",
+        "seedbench_img",
+    ]
+
+
+@pytest.mark.parametrize("name", ["seedbench", "SEED-Bench (Img)", "seed", "seedbench:seed_image"])
+def test_any_name_of_a_benchmark(name):
+    """Leads to its task, and its number keeps the benchmark's id."""
+    (job,) = jobs_of([name], False, {})
+    assert job.task == "seedbench_img"
+    assert job.wanted == (Wanted("seed_image", "seedbench", "fraction"),)
+
+
+def test_a_name_twice_is_one_job():
+    """Whatever it is called."""
+    assert tasks("paper8", "MME", "mme") == tasks("paper8")
+
+
+def test_two_numbers_of_one_task():
+    """Are one job; each keeps the name that the catalog gives it."""
+    (job,) = jobs_of(["seedbench:seed_all", "seedbench:seed_video"], False, {})
+    assert job.task == "seedbench"
+    assert [w.benchmark for w in job.wanted] == ["seedbench:seed_all", "seedbench:seed_video"]
+
+
+def test_without_a_key_nothing_is_graded(law_log):
+    """Option letters are compared, aloud; the shipped task is never run."""
+    assert tasks("mmbench") == ["mmbench_en_dev_static"]
+    assert any("OPENAI_API_KEY is not set" in line for line in law_log)
+    assert all(job.judge == "" for job in jobs_of(["mmb"], False, {}))
+
+
+def test_with_a_key_the_service_grades(law_log):
+    """Aloud, since it costs; who judges is known, so that the protocol can say it."""
+    (job,) = jobs_of(["mmbench"], False, KEY)
+    assert (job.task, job.judge) == ("mmbench_en_dev_graded", "gpt-4o-2024-11-20")
+    assert any("grades the answers" in line for line in law_log)
+    (job,) = jobs_of(["mmbench"], False, KEY | {"MODEL_VERSION": "another"})
+    assert job.judge == "another"
+
+
+def test_the_key_of_another_service():
+    """API_TYPE says which variable counts, as in lmms-eval."""
+    assert tasks("mmbench", environment=KEY | {"API_TYPE": "azure"}) == ["mmbench_en_dev_static"]
+    azure = {"API_TYPE": "azure", "AZURE_API_KEY": "k"}
+    assert tasks("mmbench", environment=azure) == ["mmbench_en_dev_graded"]
+
+
+def test_either_form_by_its_own_name():
+    """The free one also with a key; the graded one not without."""
+    (job,) = jobs_of(["mmbench_en_dev_static"], False, KEY)
+    assert (job.task, job.wanted[0].benchmark) == ("mmbench_en_dev_static", "mmbench_en_dev")
+    with pytest.raises(UsageError, match="OPENAI_API_KEY"):
+        jobs_of(["mmbench_en_dev_graded"], False, {})
+
+
+def test_ocr_tokens():
+    """A prompt of TextVQA, without unless asked for; files of the two stand beside each other."""
+    (without,) = jobs_of(["textvqa"], False, {})
+    (having,) = jobs_of(["textvqa"], True, {})
+    assert (without.prompt, without.prompt_kwargs) == ("no-ocr", {"ocr": False})
+    assert (having.prompt, having.prompt_kwargs) == ("ocr", {"ocr": True})
+    assert (without.stem(None), having.stem(None)) == ("textvqa_val", "textvqa_val-ocr")
+    assert having.stem(8) == "textvqa_val-ocr-limit8"
+    assert len(tasks("paper8", ocr=True)) == 8
+    with pytest.raises(UsageError, match="textvqa_val has"):
+        jobs_of(["mme"], True, {})
+
+
+def test_own_tasks():
+    """Any name; a metric, and a unit where it is no fraction."""
+    assert jobs_of(["mine"], False, {}) == [Job("mine")]
+    (job,) = jobs_of(["mine:acc"], False, {})
+    assert job.wanted == (Wanted("acc", "mine", "fraction"),)
+    (job,) = jobs_of(["mine:score"], False, {})
+    assert job.wanted[0].unit == "points"
+    (job,) = jobs_of(["mine:score:percent"], False, {})
+    assert job.wanted[0].unit == "percent"
+    (job,) = jobs_of(["mine:acc", "mine:score"], False, {})
+    assert [w.benchmark for w in job.wanted] == ["mine:acc", "mine:score"]
+    (job,) = jobs_of(["mine:acc", "mine"], False, {})
+    assert job.wanted == ()
+
+
+@pytest.mark.parametrize("name", ["mine:", ":acc", "mine:acc:", "mine:acc:percent:more", "a::b"])
+def test_no_form_of_a_name(name):
+    """Says which forms there are."""
+    with pytest.raises(UsageError, match="task:metric"):
+        jobs_of([name], False, {})
+
+
+def test_an_unknown_unit():
+    """Is refused with the nearest one."""
+    with pytest.raises(UsageError, match="did you mean 'percent'"):
+        jobs_of(["mine:score:percents"], False, {})
+
+
+def test_numbers_of_own_tasks():
+    """A single one is called as the task; of several each by its metric; one that is not there is
+    refused."""
+    assert own_numbers(Job("mine"), ["acc"]) == (Wanted("acc", "mine", "fraction"),)
+    both = own_numbers(Job("mine"), ["acc", "score"])
+    assert [w.benchmark for w in both] == ["mine:acc", "mine:score"]
+    asked = Job("mine", (Wanted("ac", "mine", "fraction"),))
+    with pytest.raises(UsageError, match="did you mean 'acc'"):
+        own_numbers(asked, ["acc", "score"])
+    with pytest.raises(UsageError, match="no number"):
+        own_numbers(Job("mine"), [])
