@@ -103,6 +103,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="ID=FOLDER",
-        help="read a tower's weights from another folder or hub id",
+        help="read a tower's weights, of every run, from another folder or hub id",
     )
     return parser

@@ -173,12 +173,8 @@ def a_score(
     )
     for how, details in score.origins.items():
         if len(details) > 1:
-            logger.warning(
-                "%s: tokens are %s in different ways: %s",
-                benchmark,
-                how,
-                ", ".join(sorted(details)),
-            )
+            ways = ", ".join(sorted(details))
+            logger.warning("%s: tokens are %s in different ways: %s", benchmark, how, ways)
     return score
 
 

@@ -116,11 +116,11 @@ class Projection:
     def language_model(self) -> str:
         """Last part of the language model's name, as the run or its config says it; else ''."""
         here = Path(self.path)
-        for folder in (here, here.parent):  # a checkpoint's run is the folder above
-            if (folder / "run.json").is_file():
-                named = read_json(folder / "run.json").get("flags", {}).get("model_name_or_path")
-                return Path(str(named or "")).name
-        return Path(str(self.checkpoint.config.get("_name_or_path") or "")).name
+        run = here.parent if here.name.startswith("checkpoint-") else here
+        said = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+        flags = said.get("flags") or {}
+        named = flags.get("model_name_or_path") or self.checkpoint.config.get("_name_or_path")
+        return Path(str(named or "")).name
 
     @cached_property
     def tower_digest(self) -> str:
