@@ -24,6 +24,7 @@ COMMANDS = {
     "features": Command("llava.extraction", "run towers over images, into a feature store"),
     "train": Command("llava.train.train", "train LLaVA: stage 1, stage 2, LoRA; check; A score"),
     "chat": Command("llava.eval.chat", "ask a trained model about images"),
+    "evaluate": Command("llava.eval.evaluate", "benchmarks of a trained model, through lmms-eval"),
     "c-score": Command("C_score.cli", "correspondence: keypoints that a representation finds"),
     "a-score": Command("A_score.cli", "alignment: how near a representation is to CLIP's"),
     "warps": Command("C_score.warps", "make warps-mini, a small correspondence set"),
