@@ -61,7 +61,8 @@ def in_interpreter(python: str, argv: Sequence[str]) -> int:
 def in_processes(count: int, argv: Sequence[str]) -> int:
     """Runs `law evaluate ARGV` in `count` processes that share every task, by torchrun."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc_per_node", str(count), "-m", "llava", "evaluate", *argv]
+    # Without the bare -- it would take our --run for an abbreviation of its own --run-path.
+    command = [*launcher, "--nproc_per_node", str(count), "-m", "--", "llava", "evaluate", *argv]
     return subprocess.run(command, env=_with_our_path()).returncode
 
 
