@@ -82,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # what lmms-eval and its tasks print
         said, failed = run(arguments)
     sys.stdout.write(said)
+    if failed and launch().rank:
+        sys.exit(LawError.exit_code)  # rank zero tells
     if failed:
         told = "".join(f"\n  {task}: {why}" for task, why in failed.items())
         raise LawError(f"{len(failed)} task(s) failed, the others are kept:{told}")

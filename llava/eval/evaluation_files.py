@@ -25,9 +25,17 @@ logger = get_logger("eval")
 
 KEPT = ".answers"
 """Folder of the answers of tasks that are not finished."""
-WITHOUT_EFFECT = ("batch_size", "device", "device_map", "features", "cache_gb")
+WITHOUT_EFFECT = (
+    "attn_implementation",
+    "batch_size",
+    "cache_gb",
+    "device",
+    "device_map",
+    "features",
+    "max_batch_size",
+)
 """Arguments of a model that change no answer, but for rounding."""
-ALSO_SAME = ("config", "questions")
+ALSO_SAME = ("config", "questions", "code")
 """Of tasks that a user may have changed since."""
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -39,7 +40,8 @@ def documents(task: Any, limit: int | None) -> int:
 def described(task: Any, limit: int | None) -> dict[str, Any]:
     """What of a task its answers and numbers depend on, with hashes that tell a change.
 
-    `questions` is over prompts, choices and targets, in order; images do not count.
+    `questions` is over prompts, choices and targets, in order; images do not count. `code` is over
+    the files of functions that neither lmms-eval nor this package brings.
     """
     config = task.dump_config()
     settings = {name: value for name, value in config.items() if name != "dataset_kwargs"}
@@ -53,6 +55,7 @@ def described(task: Any, limit: int | None) -> dict[str, Any]:
         "prompt_kwargs": {k: v for k, v in _plain(prompt).items() if not isinstance(v, dict)},
         "generation_kwargs": _plain(config.get("generation_kwargs")),
         "config": _hash(settings),
+        "code": _hash(_own_code(list(vars(task.config).values()))),
         "questions": _hash(list(_asked(task, documents(task, limit)))),
     }
 
@@ -171,6 +174,31 @@ def _asked(task: Any, count: int) -> Iterator[Any]:
             return
         choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
         yield [task.doc_to_text(doc), choices, task.doc_to_target(doc)]
+
+
+def _own_code(values: Any) -> list[str]:
+    """The texts of the files that functions among `values` stand in, at any depth."""
+    packages = [Path(harness().__file__).parent, Path(__file__).parents[1]]
+    found = set()
+    left = list(values)
+    while left:
+        one = left.pop()
+        if isinstance(one, dict | list | tuple):
+            left += one.values() if isinstance(one, dict) else one
+        elif callable(one):
+            file = _file_of(one)
+            if file and not any(file.is_relative_to(package.resolve()) for package in packages):
+                found.add(file.read_text(encoding="utf-8"))
+    return sorted(found)
+
+
+def _file_of(function: Any) -> Path | None:
+    """Where a function is written; None for what is not written in Python."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(getattr(function, "func", function)))
+    except TypeError:
+        return None
+    return Path(file).resolve() if file else None
 
 
 def _hash(value: Any) -> str:

@@ -233,8 +233,13 @@ def test_batch_size_and_device_are_no_other_evaluation(world):
             [],
             "the task's config",
         ),
+        (
+            lambda w: (w / "tasks" / "own.py").write_text(OWN.replace('strip(".")', 'strip(".!")')),
+            [],
+            "the task's code",
+        ),
     ],
-    ids=["weights", "template", "arguments", "questions", "task"],
+    ids=["weights", "template", "arguments", "questions", "task", "code"],
 )
 def test_results_of_another_evaluation(world, change, flags, told):
     """Are refused before a model is made, naming the difference; --overwrite replaces them."""

@@ -1,12 +1,26 @@
 """What `--tasks` asks for: sets, benchmarks by any name, own tasks, graders and prompts."""
 
+import re
+
 import pytest
+from repository import ROOT
 
 from llava import catalog
 from llava.errors import UsageError
+from llava.eval.evaluate import parser
 from llava.eval.evaluation_jobs import Job, Wanted, jobs_of, own_numbers
 
 KEY = {"OPENAI_API_KEY": "k"}
+OTHERS = {
+    "--eval",
+    "--kind",
+    "--log_samples",
+    "--name",
+    "--num_processes",
+    "--output_path",
+    "--records",
+}
+"""Flags of other commands in docs/evaluation.md."""
 
 
 def tasks(*names, ocr=False, environment=None):
@@ -131,3 +145,20 @@ def test_numbers_of_own_tasks():
         own_numbers(asked, ["acc", "score"])
     with pytest.raises(UsageError, match="no number"):
         own_numbers(Job("mine"), [])
+
+
+def test_the_documented_table():
+    """docs/evaluation.md lists the paper's eight as they are run."""
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    said = {row[0].strip(): [cell.strip() for cell in row[1:4]] for row in rows if len(row) == 5}
+    for entry in (one for one in catalog.benchmarks().values() if one.in_law):
+        tasks = " or ".join(f"`{task}`" for task in reversed(entry.tasks))
+        assert said[entry.display] == [tasks, f"`{entry.metric}`", entry.unit]
+    flags = {
+        flag
+        for line in text.splitlines()
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]*", line)
+    }
+    known = {option for action in parser()._actions for option in action.option_strings}
+    assert flags - known == OTHERS
