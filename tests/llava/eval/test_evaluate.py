@@ -10,8 +10,10 @@ from stub_lmms import Stub, register
 from llava.errors import LawError, MissingPackageError, UsageError
 from llava.eval import evaluation_answers, evaluation_run
 from llava.eval.evaluate import main
+from llava.eval.evaluation_jobs import Job
 from llava.eval.evaluation_subject import PIECE, fingerprint, subject
 from llava.eval.harness import harness
+from llava.launch import Launch
 
 CONFIG = {
     "model_type": "llava_llama",
@@ -284,6 +286,35 @@ def test_a_task_that_fails(world, capsys, law_log):
     assert not (world / "run" / "eval" / "vqa.json").exists()
     Stub.rule = None
     assert evaluate(world, tasks="vqa other") == [("vqa", i) for i in range(DOCUMENTS)]
+
+
+def test_a_failure_among_several_processes(world, monkeypatch):
+    """Ends the run, since the others wait; what was finished before is kept."""
+    monkeypatch.setattr(evaluation_run, "launch", lambda: Launch(0, 2, 0))
+
+    def rule(request, _):
+        if request.task_name == "vqa":
+            raise RuntimeError("out of memory")
+        return "yes"
+
+    Stub.rule = staticmethod(rule)
+    with pytest.raises(LawError, match=r"^vqa: RuntimeError: out of memory"):
+        evaluate(world, tasks="choice vqa")
+    assert (world / "run" / "eval" / "choice.json").is_file()
+
+
+def test_processes_ask_together(monkeypatch):
+    """A task that one of them has no data for fails for all, so that none waits for another."""
+    monkeypatch.setattr(evaluation_run, "launch", lambda: Launch(0, 2, 0))
+    for name, function in {
+        "is_initialized": lambda: True,
+        "all_gather_object": lambda found, own: found.__setitem__(slice(None), [own, ["choice"]]),
+    }.items():
+        monkeypatch.setattr(evaluation_run.distributed, name, function)
+    ready = [evaluation_run.Ready(Job(name), None, None, {}) for name in ("vqa", "choice")]
+    failed = {}
+    assert [one.job.task for one in evaluation_run._agreed(ready, failed)] == ["choice"]
+    assert list(failed) == ["vqa"]
 
 
 def test_data_that_are_missing(world, monkeypatch):

@@ -171,6 +171,13 @@ def test_law_llava_alone_and_shared(tmp_path):
                     continue
                 nll = [value for value, _ in (answer, *more)]
                 assert [value for value, _ in answers[document]] == pytest.approx(nll, rel=1e-5)
+    released = tmp_path / "released"
+    more = ["--model", "llava", "--model_args", "device_map=auto", "--out", str(released)]
+    main([*command, *more])
+    for task in ("vqa", "choice"):
+        one, two = (read(out / f"{task}.json") for out in (shared, released))
+        assert one["metrics"] == two["metrics"]
+        assert two["model_args"]["conv_template"] == "vicuna_v1"
     before = [path.stat().st_mtime_ns for path in sorted(shared.glob("*.json*"))]
     main([*command, "--out", str(shared)])
     assert [path.stat().st_mtime_ns for path in sorted(shared.glob("*.json*"))] == before
