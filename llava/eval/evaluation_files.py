@@ -56,7 +56,7 @@ def identity(
         "prompt": job.prompt,
         "judge": job.judge,
         "limit": limit,
-        "lmms_eval": version("lmms_eval"),
+        "lmms_eval": harness_version(),
     }
 
 
@@ -94,10 +94,15 @@ def fitting(
     )
 
 
+def harness_version() -> str:
+    """Of the lmms-eval that is installed."""
+    return version("lmms_eval")
+
+
 def protocol(who: Subject, job: Job, metric: str, decoded: str, limit: int | None) -> str:
     """How a number came about; docs/evaluation.md says what the parts are."""
     parts = [
-        f"lmms-eval-{version('lmms_eval')}",
+        f"lmms-eval-{harness_version()}",
         job.task,
         metric,
         job.prompt,

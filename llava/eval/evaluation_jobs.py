@@ -137,7 +137,9 @@ def _job(name: str, environment: Mapping[str, str]) -> Job:
 
 def _members(name: str, manager: Any) -> list[str]:
     """The tasks of a group or tag, or `name` alone."""
-    entry = manager.task_index[name]
+    entry = manager.task_index.get(name)
+    if entry is None:
+        raise UsageError(f"--tasks: a group holds {name}, which lmms-eval ships; name {name}, too")
     if "task" not in entry:
         return [name]
     inside = entry["task"]

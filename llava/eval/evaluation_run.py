@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import distributed
 
+from llava import results
 from llava.errors import LawError, UsageError
 from llava.eval import evaluation_files as files
 from llava.eval.evaluation_jobs import Job, grouped, jobs_of, own_numbers
@@ -18,14 +19,17 @@ from llava.eval.evaluation_model import fitted, given_arguments, model_class
 from llava.eval.evaluation_subject import Subject, subject
 from llava.eval.evaluation_table import as_table
 from llava.eval.evaluation_task import decoding, described, documents, evaluate_task, prepare
-from llava.eval.harness import harness, load_tasks, task_manager
-from llava.files import ensure_writable, write_json
+from llava.eval.harness import INSTALL, harness, load_tasks, task_manager
+from llava.files import write_json
 from llava.launch import launch
 from llava.log import get_logger
 from llava.model.multimodal_encoder.registry import parse_replacements
 from llava.sweep.run import environment
 
 logger = get_logger("eval")
+
+MADE_FOR = INSTALL.rpartition("==")[2]
+"""The version of lmms-eval whose tasks and functions the tests look at."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def run(arguments: argparse.Namespace) -> tuple[str, dict[str, str]]:
     """
     names = [name for given in arguments.tasks for name in given.split(",") if name]
     jobs = jobs_of(names, arguments.ocr, os.environ)
+    _check_launcher()
+    _check_version()
     asked = _asked(arguments)
     manager = task_manager([job.task for job in jobs], arguments.include_path)
     jobs = grouped(jobs, manager, os.environ)
@@ -122,6 +128,29 @@ def _asked(arguments: argparse.Namespace) -> Asked:
     )
 
 
+def _check_launcher() -> None:
+    """lmms-eval takes its share by torchrun's variables alone; without them all would do all."""
+    if launch().world > 1 and "RANK" not in os.environ:
+        raise UsageError(
+            f"{launch().world} processes without RANK and WORLD_SIZE, as srun starts them, would "
+            "all evaluate everything; start torchrun inside of srun, or one process with "
+            "--processes"
+        )
+
+
+def _check_version() -> None:
+    """Says so where lmms-eval is another one; raises MissingPackageError where there is none."""
+    harness()
+    found = files.harness_version()
+    if found != MADE_FOR and launch().rank == 0:
+        logger.warning(
+            "lmms-eval %s is installed, and this was made for %s: prompts and scores may differ, "
+            "and protocols do",
+            found,
+            MADE_FOR,
+        )
+
+
 def _check_limits(jobs: Sequence[Job], limit: int | None) -> None:
     for job in jobs:
         together = job.entry.together if job.entry else 1
@@ -153,13 +182,16 @@ def _load(
             continue
         try:
             task = load_tasks([job.task], manager)[job.task]
-        except LawError as error:
-            logger.error("%s", error)
-            failed[job.task] = str(error)
+            prepare(task, job)
+            own_numbers(job, task.aggregation())
+            made = described(task, asked.limit)
+        except UsageError:
+            raise
+        except Exception as error:
+            failed[job.task] = _told(error)
+            if launch().rank == 0:
+                logger.error("%s: %s", job.task, _told(error))
             continue
-        prepare(task, job)
-        own_numbers(job, task.aggregation())
-        made = described(task, asked.limit)
         if job.task in changeable and (found := asked.done(job, made)):
             done[job.task] = found
             continue
@@ -185,7 +217,7 @@ def _open_files(
     if ready:
         write_json(asked.out / "environment.json", environment())
     if asked.results:
-        ensure_writable(asked.results)
+        results.append(asked.results, [])
     for job in jobs:
         if job.task in done:
             logger.info("%s: %s is there", job.task, asked.path(job))

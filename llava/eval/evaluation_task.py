@@ -97,10 +97,11 @@ def evaluate_task(
         )
     if found is None:
         return None
-    samples = found["samples"][job.task]
+    samples = sorted(found["samples"][job.task], key=lambda sample: sample["doc_id"])
     numbers = _numbers(job, task, found["results"][job.task], samples)
-    if not numbers:
-        raise LawError(f"{job.task}: lmms-eval gives no number for it")
+    lacking = [wanted.metric for wanted in job.wanted if wanted.metric not in numbers]
+    if lacking or not numbers:
+        raise LawError(f"{job.task}: lmms-eval gives no number for {', '.join(lacking) or 'it'}")
     return numbers, [_line(sample, numbers) for sample in samples]
 
 

@@ -8,7 +8,7 @@ import pytest
 from stub_lmms import Stub, register
 
 from llava.errors import LawError, MissingPackageError, UsageError
-from llava.eval import evaluation_answers, evaluation_run
+from llava.eval import evaluation_answers, evaluation_files, evaluation_run
 from llava.eval.evaluate import main
 from llava.eval.evaluation_jobs import Job
 from llava.eval.evaluation_subject import PIECE, fingerprint, subject
@@ -291,6 +291,8 @@ def test_a_task_that_fails(world, capsys, law_log):
 def test_a_failure_among_several_processes(world, monkeypatch):
     """Ends the run, since the others wait; what was finished before is kept."""
     monkeypatch.setattr(evaluation_run, "launch", lambda: Launch(0, 2, 0))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
 
     def rule(request, _):
         if request.task_name == "vqa":
@@ -427,6 +429,18 @@ def test_flags_that_cannot_be_meant(world, flags, told):
     assert not (world / "run" / "eval").exists()
 
 
+def test_another_version_of_lmms_eval(world, monkeypatch, law_log):
+    """Is said, and stands in the protocol; results of one do not stand for those of the other."""
+    evaluate(world)
+    monkeypatch.setattr(evaluation_files, "version", lambda package: "0.7.9")
+    with pytest.raises(UsageError, match=r"lmms_eval \(was 0.7.3, is 0.7.9\)"):
+        evaluate(world)
+    evaluate(world, "--overwrite")
+    assert any("lmms-eval 0.7.9 is installed" in line for line in law_log)
+    found = read(world / "run" / "eval" / "vqa.json")["metrics"]["exact_match"]
+    assert found["protocol"].startswith("lmms-eval-0.7.9/")
+
+
 def test_a_missing_harness(world, monkeypatch):
     """Says the line that installs it."""
     monkeypatch.setitem(__import__("sys").modules, "lmms_eval.models", None)
@@ -471,10 +485,32 @@ def test_a_run_that_is_not_finished(world):
 
 
 def test_a_table_that_cannot_be_written(world):
-    """Is found before anything is asked."""
-    with pytest.raises(LawError, match=r"cannot be written|is a folder"):
-        evaluate(world, "--results", world)
+    """Is found before anything is asked, as one that is another kind of table."""
+    with pytest.raises(LawError, match=r"cannot be (read|written)"):
+        evaluate(world, "--results", world / "tasks")
+    other = world / "other.csv"
+    other.write_text("name,score\na,1\n")
+    with pytest.raises(LawError, match="missing"):
+        evaluate(world, "--results", other)
     assert Stub.made == []
+
+
+def test_documents_that_cannot_be_read(world):
+    """A task whose prompt fails is told before the model is made; the others go on."""
+    path = world / "tasks" / "choice.yaml"
+    path.write_text(path.read_text().replace("doc_to_text: question", 'doc_to_text: "{{ wrod }}"'))
+    with pytest.raises(LawError, match=r"choice: .*'wrod' is undefined"):
+        evaluate(world, tasks="choice vqa")
+    assert (world / "run" / "eval" / "vqa.json").is_file()
+
+
+def test_shares_that_nobody_gave(world, monkeypatch):
+    """Tasks of srun without torchrun's variables would each do everything, so they are refused."""
+    given = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="torchrun inside of srun"):
+        evaluate(world)
 
 
 def test_check_loads_nothing(world, capsys):
