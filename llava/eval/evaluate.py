@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
         "task:metric, task:metric:unit",
     )
     made.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each")
-    made.add_argument("--batch-size", "--batch_size", type=int, default=8)
+    made.add_argument(
+        "--batch-size", "--batch_size", type=int, default=8, help="questions at a time (8)"
+    )
     made.add_argument("--out", type=Path, metavar="DIR", help="unset: DIR/eval of the run")
     made.add_argument("--results", type=Path, metavar="CSV", help="append to this results table")
     made.add_argument("--ocr", action="store_true", help="TextVQA with OCR tokens in the question")

@@ -18,10 +18,7 @@ from llava.errors import UsageError
 from llava.eval.evaluation_jobs import Job, own_numbers
 from llava.eval.evaluation_subject import Subject
 from llava.files import read_json, write_json, write_text
-from llava.log import get_logger
 from llava.sweep.run import commit
-
-logger = get_logger("eval")
 
 KEPT = ".answers"
 """Folder of the answers of tasks that are not finished."""

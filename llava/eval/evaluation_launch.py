@@ -15,7 +15,7 @@ logger = get_logger("eval")
 
 ROOT = Path(__file__).parents[2]
 NEEDED = {
-    "llava.model.builder": "pip install -e " + str(ROOT),
+    "llava.model.builder": f"pip install -e {ROOT}",
     "lmms_eval.evaluator": INSTALL,
 }
 """What the other interpreter must import, and what to type where it does not."""
@@ -36,8 +36,8 @@ os.write(out, json.dumps(said).encode())
 def in_interpreter(python: str, argv: Sequence[str]) -> int:
     """Runs `law evaluate ARGV` by the interpreter `python`; its exit code.
 
-    That environment needs lmms-eval and what `llava` imports, not `llava` itself: this one is put
-    on its path. Raises UsageError for no interpreter, LawError naming what is missing.
+    That environment needs lmms-eval and what `llava` imports, not `llava` itself: a checkout of it
+    is put on its path. Raises UsageError for no interpreter, LawError naming what is missing.
     """
     environment = _with_our_path()
     logger.info("looking at %s", python)
@@ -80,5 +80,9 @@ def without(argv: Sequence[str], flag: str) -> list[str]:
 
 
 def _with_our_path() -> dict[str, str]:
+    """Our environment with this checkout on Python's path; installed ones stand among packages that
+    another interpreter must not see."""
+    if not (ROOT / "pyproject.toml").is_file():
+        return dict(os.environ)
     before = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), before]))}

@@ -51,6 +51,16 @@ def test_another_interpreter(interpreter, code):
     assert words == ["-m", "llava", "evaluate", *FLAGS, "--processes", "4"]
 
 
+def test_an_installed_package_stays_where_it_is(interpreter, monkeypatch, tmp_path):
+    """Beside it stand packages of this environment, which the other one must not see."""
+    monkeypatch.setattr(evaluation_launch, "ROOT", tmp_path / "site-packages")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    python, record = interpreter({})
+    with pytest.raises(SystemExit):
+        main([*FLAGS, "--python", str(python)])
+    assert record.read_text().splitlines()[0] == ""
+
+
 def test_an_interpreter_that_lacks_something(interpreter):
     """Says what, why, and the line to type; nothing is run."""
     python, record = interpreter({"lmms_eval.evaluator": "ModuleNotFoundError: lmms_eval"})
