@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from llava.catalog import benchmark_id, benchmarks
+from llava.catalog import benchmark_id, benchmark_sets, benchmarks
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import LawError, UsageError, unknown_name
 from llava.exits import run_command
@@ -122,7 +122,7 @@ def write_local_task(
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"task '{name}': expected letters, digits, '_', '-' and '.'")
-    if benchmark_id(name) in benchmarks():
+    if benchmark_id(name) in benchmarks() or name in benchmark_sets():
         raise UsageError(f"task '{name}': a published benchmark has this name; take another")
     if kind not in KINDS:
         raise UsageError(unknown_name("kind", kind, KINDS))
@@ -152,7 +152,7 @@ def write_local_task(
 def read_records(path: str | os.PathLike) -> list[Any]:
     """The list in a file of JSON, or the lines of one of JSON lines; LawError for neither."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LawError(f"{path}: cannot be read: {error}") from error
     try:

@@ -287,6 +287,7 @@ def test_refused(case, write, photos, tmp_path):
         ("a,b", "generate", "expected letters"),
         ("", "generate", "expected letters"),
         ("MME", "generate", "a published benchmark has this name"),
+        ("paper8", "generate", "a published benchmark has this name"),
         ("mine", "chioce", "did you mean 'choice'"),
     ],
 )
@@ -302,7 +303,7 @@ def test_command(form, photos, tmp_path):
     lines = [json.dumps(record) for record in RECORDS]
     text = json.dumps(RECORDS) if form == "list" else "\n".join(lines) + "\n\n"
     file = photos / "mine.json"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8-sig")
     out = tmp_path / "out"
     main(
         ["--out", str(out), "--name", "mine", "--records", str(file), "--post_prompt", r"\nShort."]
