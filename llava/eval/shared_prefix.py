@@ -77,7 +77,7 @@ def shared_likelihood(
         rest_ids = [torch.tensor(row.input_ids[start:]) for row, start in rest]
         rest_mask = pad_sequence([torch.ones_like(one) for one in rest_ids], batch_first=True)
         labels = [torch.tensor(row.labels[start:]) for row, start in rest]
-        cache.batch_select_indices(owner.to(device))
+        cache.batch_select_indices(owner)  # on the CPU: layers may be on several devices
         scored = answer_likelihood(
             model,
             input_ids=pad_sequence(rest_ids, batch_first=True, padding_value=pad).to(device),
