@@ -60,7 +60,7 @@ class Benchmark:
     run_noise: float | None = None
     """Documented standard deviation between identical training runs, in `unit`."""
     spread: Literal["mean", "share", "circular", "mme"] = "mean"
-    """How the value is made of what each question scored (llava/eval/evaluation_stderr.py)."""
+    """How the value is made of what each question scored (llava/eval/evaluation/stderr.py)."""
     together: int = 1
     """Neighbouring documents that are scored together."""
     prompts: dict[str, dict[str, bool]] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llava import catalog
 from llava.errors import LawError, UsageError
-from llava.eval.evaluation_launch import in_interpreter, in_processes, without
+from llava.eval.evaluation.launch import in_interpreter, in_processes, without
 from llava.launch import launch
 
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(in_interpreter(arguments.python, without(argv, "--python")))
     if arguments.processes > 1 and launch().world == 1:
         sys.exit(in_processes(arguments.processes, without(argv, "--processes")))
-    from llava.eval.evaluation_run import run  # transformers and torch: --help is quick
+    from llava.eval.evaluation.run import run  # transformers and torch: --help is quick
 
     with contextlib.redirect_stdout(sys.stderr):  # what lmms-eval and its tasks print
         said, failed = run(arguments)

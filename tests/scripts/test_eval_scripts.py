@@ -9,7 +9,7 @@ from repository import ROOT
 
 from llava import catalog
 from llava.eval.evaluate import parser
-from llava.eval.evaluation_jobs import jobs_of
+from llava.eval.evaluation.jobs import jobs_of
 
 SCRIPTS = {
     "paper8": "paper8",

@@ -8,10 +8,12 @@ import pytest
 from stub_lmms import Stub, register
 
 from llava.errors import LawError, MissingPackageError, UsageError
-from llava.eval import evaluation_answers, evaluation_files, evaluation_run
 from llava.eval.evaluate import main
-from llava.eval.evaluation_jobs import Job
-from llava.eval.evaluation_subject import PIECE, fingerprint, subject
+from llava.eval.evaluation import answers as evaluation_answers
+from llava.eval.evaluation import files as evaluation_files
+from llava.eval.evaluation import run as evaluation_run
+from llava.eval.evaluation.jobs import Job
+from llava.eval.evaluation.subject import PIECE, fingerprint, subject
 from llava.eval.harness import harness
 from llava.launch import Launch
 

@@ -8,7 +8,7 @@ from repository import ROOT
 from llava import catalog
 from llava.errors import UsageError
 from llava.eval.evaluate import parser
-from llava.eval.evaluation_jobs import Job, Wanted, jobs_of, own_numbers
+from llava.eval.evaluation.jobs import Job, Wanted, jobs_of, own_numbers
 
 KEY = {"OPENAI_API_KEY": "k"}
 OTHERS = {

@@ -10,9 +10,10 @@ from repository import ROOT
 from world import make_world, stage1, stage2
 
 from llava.errors import LawError, UsageError
-from llava.eval import evaluation_launch, evaluation_run
 from llava.eval.evaluate import main
-from llava.eval.evaluation_launch import without
+from llava.eval.evaluation import launch as evaluation_launch
+from llava.eval.evaluation import run as evaluation_run
+from llava.eval.evaluation.launch import without
 from llava.eval.harness import INSTALL, harness
 from llava.eval.local_tasks import write_local_task
 from llava.train.train import main as train

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from llava.eval.evaluation_stderr import spread
+from llava.eval.evaluation.stderr import spread
 
 RNG = np.random.default_rng(0)
 

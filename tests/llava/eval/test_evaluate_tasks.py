@@ -12,8 +12,8 @@ from stub_lmms import Stub, register
 from AC_policy.cli import main as policy
 from llava import catalog, results
 from llava.errors import LawError, UsageError
-from llava.eval import evaluation_run
 from llava.eval.evaluate import main
+from llava.eval.evaluation import run as evaluation_run
 from llava.eval.harness import harness, load_tasks, task_manager
 
 pytestmark = pytest.mark.slow

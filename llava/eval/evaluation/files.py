@@ -15,8 +15,8 @@ from typing import Any
 
 from llava import __version__, results
 from llava.errors import UsageError
-from llava.eval.evaluation_jobs import Job, own_numbers
-from llava.eval.evaluation_subject import Subject
+from llava.eval.evaluation.jobs import Job, own_numbers
+from llava.eval.evaluation.subject import Subject
 from llava.files import read_json, write_json, write_text
 from llava.sweep.run import commit
 

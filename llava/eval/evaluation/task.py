@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import LawError
-from llava.eval.evaluation_answers import answers_kept
-from llava.eval.evaluation_jobs import Job
-from llava.eval.evaluation_stderr import Spread, spread
+from llava.eval.evaluation.answers import answers_kept
+from llava.eval.evaluation.jobs import Job
+from llava.eval.evaluation.stderr import Spread, spread
 from llava.eval.harness import harness
 
 ELSEWHERE = ("submission",)

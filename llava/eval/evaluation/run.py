@@ -13,12 +13,12 @@ from torch import distributed
 
 from llava import results
 from llava.errors import LawError, UsageError
-from llava.eval import evaluation_files as files
-from llava.eval.evaluation_jobs import Job, grouped, jobs_of, own_numbers
-from llava.eval.evaluation_model import fitted, given_arguments, model_class
-from llava.eval.evaluation_subject import Subject, subject
-from llava.eval.evaluation_table import as_table
-from llava.eval.evaluation_task import decoding, described, documents, evaluate_task, prepare
+from llava.eval.evaluation import files as files
+from llava.eval.evaluation.jobs import Job, grouped, jobs_of, own_numbers
+from llava.eval.evaluation.model import fitted, given_arguments, model_class
+from llava.eval.evaluation.subject import Subject, subject
+from llava.eval.evaluation.table import as_table
+from llava.eval.evaluation.task import decoding, described, documents, evaluate_task, prepare
 from llava.eval.harness import INSTALL, harness, load_tasks, task_manager
 from llava.files import write_json
 from llava.launch import launch

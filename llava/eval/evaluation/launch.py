@@ -13,7 +13,7 @@ from llava.log import get_logger
 
 logger = get_logger("eval")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NEEDED = {
     "llava.model.builder": f"pip install -e {ROOT}",
     "lmms_eval.evaluator": INSTALL,
