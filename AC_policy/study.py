@@ -132,7 +132,8 @@ def load_study(
     Args:
         tables: CSV files in the results form.
         a: which A score the law takes, `cosine` or `nll`.
-        protocols: quantity -> protocol, needed only where the tables hold several.
+        protocols: `quantity`, or `quantity:benchmark`, which wins -> protocol; needed only where the
+            tables hold several.
         also: benchmarks to take beside them, such as one that nothing is finetuned for yet.
 
     Raises:
@@ -149,14 +150,8 @@ def study_of(
     table: ResultsTable, a: str, protocols: dict[str, str], also: Iterable[str] = ()
 ) -> Study:
     """The study that an already read table holds; see `load_study`."""
-    for quantity, protocol in protocols.items():
-        if quantity not in QUANTITIES:
-            raise UsageError(unknown_name("quantity", quantity, QUANTITIES))
-        held = table.present("protocol", table.rows_of("quantity", quantity))
-        if protocol not in held:
-            raise UsageError(unknown_name(f"protocol of {quantity}", protocol, held))
     names = _wanted(table, also)
-    pivot = _Pivot(table, protocols)
+    pivot = _Pivot(table, _chosen(table, protocols))
     c = pivot.shared("C_pck")
     tasks, left_out = {}, {}
     for name in names:
@@ -170,6 +165,27 @@ def study_of(
         logger.warning("%d representations are no candidates, they %s: %s", len(rows), why, shown)
     used = {quantity: sorted(found) for quantity, found in pivot.used.items()}
     return Study(tasks, a, used, table.sources, left_out)
+
+
+def _chosen(table: ResultsTable, protocols: dict[str, str]) -> dict[tuple[str, str], str]:
+    """(quantity, benchmark, or nothing for all) -> protocol, each of which the table holds."""
+    chosen = {}
+    for where, protocol in protocols.items():
+        quantity, _, name = where.partition(":")
+        if quantity not in QUANTITIES:
+            raise UsageError(unknown_name("quantity", quantity, QUANTITIES))
+        rows = table.rows_of("quantity", quantity)
+        benchmark = catalog.benchmark_id(name)
+        if name:
+            known = table.present("benchmark", rows)
+            if benchmark not in known:
+                raise UsageError(unknown_name(f"benchmark of {quantity}", name, known))
+            rows &= table.rows_of("benchmark", benchmark)
+        held = table.present("protocol", rows)
+        if protocol not in held:
+            raise UsageError(unknown_name(f"protocol of {where}", protocol, held))
+        chosen[quantity, benchmark] = protocol
+    return chosen
 
 
 def _wanted(table: ResultsTable, also: Iterable[str]) -> list[str]:
@@ -200,7 +216,7 @@ def _wanted(table: ResultsTable, also: Iterable[str]) -> list[str]:
 class _Pivot:
     """Columns of one quantity on one benchmark over all representations, checked for mixing."""
 
-    def __init__(self, table: ResultsTable, protocols: dict[str, str]):
+    def __init__(self, table: ResultsTable, protocols: dict[tuple[str, str], str]):
         self.table = table
         self.protocols = protocols
         self.names = table.names["representation"]
@@ -209,9 +225,7 @@ class _Pivot:
     def column(self, quantity: str, benchmark: str) -> "_Column | None":
         """The numbers of (quantity, benchmark), or None where the table holds none."""
         table = self.table
-        rows = table.rows_of("quantity", quantity) & table.rows_of("benchmark", benchmark)
-        if quantity in self.protocols:
-            rows &= table.rows_of("protocol", self.protocols[quantity])
+        rows = self._rows(quantity, benchmark)
         if not rows.any():
             return None
         self._one_protocol(quantity, benchmark, rows)
@@ -253,15 +267,22 @@ class _Pivot:
             return self.column(quantity, general[0])
         raise TableError(f"{benchmark}: {self._no_rows(quantity)}")
 
+    def _rows(self, quantity: str, benchmark: str) -> np.ndarray:
+        """bool [R]: the numbers of both, of the protocol that was chosen for them."""
+        table = self.table
+        rows = table.rows_of("quantity", quantity) & table.rows_of("benchmark", benchmark)
+        for where in ((quantity, benchmark), (quantity, "")):
+            if where in self.protocols:
+                return rows & table.rows_of("protocol", self.protocols[where])
+        return rows
+
     def _benchmarks_of(self, quantity: str) -> list[str]:
-        rows = self.table.rows_of("quantity", quantity)
-        if quantity in self.protocols:
-            rows &= self.table.rows_of("protocol", self.protocols[quantity])
-        return self.table.present("benchmark", rows)
+        present = self.table.present("benchmark", self.table.rows_of("quantity", quantity))
+        return [name for name in present if self._rows(quantity, name).any()]
 
     def _no_rows(self, quantity: str) -> str:
         meaning = QUANTITIES[quantity][0]
-        protocol = self.protocols.get(quantity)
+        protocol = self.protocols.get((quantity, ""))
         of = f" of protocol '{protocol}'" if protocol is not None else ""
         sources = ", ".join(self.table.sources)
         return f"no row of quantity '{quantity}'{of} ({meaning}) in {sources}"
@@ -272,7 +293,8 @@ class _Pivot:
             shown = " and ".join(f"'{name}'" for name in found)
             raise TableError(
                 f"{quantity} on {benchmark} has rows of protocols {shown}; numbers of different "
-                f"protocols do not compare: pass --protocol {quantity}={found[0] or 'NAME'}"
+                f"protocols do not compare: pass --protocol {quantity}:{benchmark}="
+                f"{found[0] or 'NAME'}"
             )
         self.used.setdefault(quantity, set()).update(found)
 

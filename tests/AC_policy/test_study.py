@@ -70,13 +70,33 @@ def test_protocols_are_never_mixed_and_can_be_chosen(table):
         ("x", "performance", "mme", 60, "percent", "", "", "with-ocr"),
         ("y", "performance", "mme", 50, "percent", "", "", "without-ocr"),
     ]
-    with pytest.raises(TableError, match=r"'with-ocr' and 'without-ocr'.*--protocol performance="):
+    with pytest.raises(TableError, match=r"'with-ocr' and 'without-ocr'.*--protocol performance:mme="):
         table(*rows)
     study = table(*rows, protocols={"performance": "without-ocr"})
     assert study.task("mme").finetuned.tolist() == [False, True, False]
     assert study.protocols["performance"] == ["without-ocr"]
     with pytest.raises(UsageError, match="did you mean 'with-ocr'"):
         table(*rows, protocols={"performance": "with-orc"})
+
+
+def test_protocol_of_one_benchmark(table):
+    """Each benchmark has its own; the one that is named for it wins over the one for all."""
+    rows = [*GOOD, *scores("x", 0.1, 5, "textvqa_val"), *scores("y", 0.2, 3, "textvqa_val")]
+    for benchmark in ("mme", "textvqa_val"):
+        for name, value in (("x", 60), ("y", 50)):
+            for protocol in ("full", "limit-8"):
+                rows.append((name, "performance", benchmark, value, "percent", "", "", protocol))
+    both = {"performance:mme": "full", "performance:TextVQA": "limit-8"}
+    assert table(*rows, protocols=both).protocols["performance"] == ["full", "limit-8"]
+    wins = {"performance": "full", "performance:textvqa_val": "limit-8"}
+    study = table(*rows, protocols=wins)
+    assert study.protocols["performance"] == ["full", "limit-8"]
+    with pytest.raises(TableError, match="performance on textvqa_val has rows of protocols"):
+        table(*rows, protocols={"performance:mme": "full"})
+    with pytest.raises(UsageError, match="unknown benchmark of performance 'textvqa_vl'; did"):
+        table(*rows, protocols={"performance:textvqa_vl": "full"})
+    with pytest.raises(UsageError, match="unknown protocol of performance:mme 'ful'"):
+        table(*rows, protocols={"performance:mme": "ful"})
 
 
 def test_unknown_protocol_quantity_is_suggested(table):
