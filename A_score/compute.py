@@ -175,7 +175,8 @@ def as_text(score: "AScore") -> str:
         for row in [head, *cells]
     ]
     left_out = f", {score.left_out} left out" if score.left_out else ""
-    footer = f"{score.benchmark}: {len(score.images)} images{left_out}; {score.protocol}"
+    footer = f"{score.benchmark}: {len(score.images)} images{left_out}; "
+    footer += "; ".join(dict.fromkeys(score.protocols.values()))
     return "\n".join([*lines, "", footer])
 
 

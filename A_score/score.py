@@ -38,21 +38,32 @@ class AScore:
 
     @property
     def protocol(self) -> str:
-        """The whole protocol; numbers of different protocols do not compare."""
+        """What is common to all rows: images, references and how their tokens were made."""
+        return self._protocol(self.references)
+
+    @property
+    def protocols(self) -> dict[str, str]:
+        """Target -> the whole protocol of its row; numbers of different protocols do not compare.
+
+        What else was scored in the same call plays no part in it.
+        """
+        return {name: self._protocol([name, *self.references]) for name in self.targets}
+
+    def _protocol(self, names: Sequence[str]) -> str:
         references = "+".join(name.replace("/", "--") for name in self.references)
         parts = ["cosine", references, "target-to-reference", self.arithmetic]
         if self.draw is not None:
             of = f"of{len(self.images) + self.left_out}" if self.left_out else ""
             kind = self.draw.source["kind"]
             parts.append(f"{kind}{len(self.images)}{of}-seed{self.draw.seed}")
-        parts += [f"{how}-{'+'.join(sorted(details))}" for how, details in self.origins.items()]
+        origins = self.origins(names)
+        parts += [f"{how}-{'+'.join(sorted(details))}" for how, details in origins.items()]
         return "/".join(parts)
 
-    @property
-    def origins(self) -> dict[str, set[str]]:
-        """How tokens were made, and the ways in which that differs among them."""
+    def origins(self, names: Sequence[str]) -> dict[str, set[str]]:
+        """How tokens of some towers were made, and the ways in which that differs among them."""
         found: dict[str, set[str]] = {}
-        for name in (*self.targets, *self.references):
+        for name in names:
             how, detail = self.towers[name].origin
             if how:
                 found.setdefault(how, set()).add(detail)
@@ -96,6 +107,7 @@ class AScore:
             "stderr": dict(zip(names, self.stderr.tolist(), strict=True)),
             "benchmark": self.benchmark,
             "protocol": self.protocol,
+            "protocols": self.protocols,
             "left_out": self.left_out,
             "zero_tokens": {name: self.zero_tokens[name] for name in names},
             "images": self.images,
@@ -106,6 +118,7 @@ class AScore:
 
     def rows(self, run_dir: str = "", commit: str = "") -> list[ResultRow]:
         """One row of the results table for each target; `run_dir` is where a tower names none."""
+        protocols = self.protocols
         return [
             ResultRow(
                 representation=self.towers[name].representation,
@@ -115,7 +128,7 @@ class AScore:
                 unit="fraction",
                 stderr=float(error) if np.isfinite(error) else None,
                 n=len(self.images),
-                protocol=self.protocol,
+                protocol=protocols[name],
                 seed=None if self.draw is None else self.draw.seed,
                 spec_hash=self.towers[name].spec_hash,
                 run_dir=self.towers[name].run_dir or run_dir,
@@ -171,7 +184,7 @@ def a_score(
         left_out=left_out,
         draw=draw,
     )
-    for how, details in score.origins.items():
+    for how, details in score.origins([*targets, *references]).items():
         if len(details) > 1:
             ways = ", ".join(sorted(details))
             logger.warning("%s: tokens are %s in different ways: %s", benchmark, how, ways)

@@ -676,12 +676,18 @@ def test_a_folder_twice(copy):
 
 
 def test_tokens_made_in_different_ways(world, tmp_path, law_log):
-    """Said, and to be seen in the protocol."""
+    """Said, and to be seen in the protocol of that row alone."""
     out = dump(world, tmp_path / "out", runs=["clip"])
     dump(world, out, "--dtype", "bfloat16", runs=["dinov2"])
+    (alone,) = compute.compute(out, ["clip"], references=["clip"])
+    assert not any("in different ways" in line for line in law_log)
     (score,) = compute.compute(out, references=["clip"])
-    assert score.protocol.endswith("/projected-stage1-bfloat16+stage1-float32")
     assert any("tokens are projected in different ways" in line for line in law_log)
+    clip, dino = (f"{world}/{name}" for name in ("clip", "dinov2"))
+    assert score.protocols[dino].endswith("/projected-stage1-bfloat16+stage1-float32")
+    assert score.protocols[clip] == alone.protocols[clip] == score.protocol
+    assert {row.representation: row.protocol for row in score.rows()} == score.protocols
+    assert "; ".join(score.protocols.values()) in compute.as_text(score)
 
 
 def test_other_versions_are_said(world, copy, law_log, monkeypatch):
