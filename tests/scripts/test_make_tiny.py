@@ -20,6 +20,7 @@ from tiny_world.scenes import imagine
 from tiny_world.texts import ANSWERS, questions
 from tiny_world.tokenizer import save_tokenizer
 
+from llava import results
 from llava.data.masks import Labeller
 from llava.errors import UsageError
 from llava.eval.harness import harness, task_manager
@@ -160,8 +161,10 @@ def test_commands_of_the_readme(tmp_path):
     text = (ROOT / "README.md").read_text()
     start = text.index("python scripts/make_tiny.py")
     lines = text[start : text.index("```", start)].splitlines()
-    assert [line.split()[1] for line in lines[1:]] == ["train", "train", "a-score", "train", "chat"]
-    for line in lines:
+    names = [line.split()[1] for line in lines]
+    assert names[1:] == ["train", "train", "a-score", "train", "chat", "evaluate"]
+    printed = {}
+    for name, line in zip(names, lines, strict=True):
         words = shlex.split(line)
         if words[0] == "python":
             words = [sys.executable, *words[1:], "--quick"]
@@ -171,8 +174,11 @@ def test_commands_of_the_readme(tmp_path):
             words += ["--max_steps", "2", "--a_score_samples", "20"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
+        printed[name] = done.stdout
     assert (tmp_path / "runs" / "tiny" / "a_score" / "a_score.json").is_file()
-    assert done.stdout.count("\n") == 1
+    assert printed["chat"].count("\n") == 1
+    table = results.read(tmp_path / "results.csv")
+    assert sorted(table.names["benchmark"]) == ["tiny_choice", "tiny_vqa"]
 
 
 def right_answers(world, run, shift):
