@@ -64,6 +64,8 @@ class DrawnImages:
 
     def difference(self, other: "DrawnImages") -> str:
         """What `other` was drawn differently by, in words; one may be the longer draw."""
+        if self.benchmark != other.benchmark:
+            return f"is of benchmark {self.benchmark}, and this is {other.benchmark}"
         if self.seed != other.seed:
             return f"was drawn with seed {self.seed}, and this is seed {other.seed}"
         for name in SAME_SOURCE:
@@ -118,6 +120,8 @@ class Manifest:
 
     def difference(self, other: "Manifest") -> str:
         """What tokens of `other` differ by, in words; the first of them."""
+        if self.name != other.name:
+            return f"name is {self.name}, and this is {other.name}"
         for name in dict.fromkeys([*self.tokens, *other.tokens]):
             before, now = self.tokens.get(name), other.tokens.get(name)
             if before != now:

@@ -9,7 +9,6 @@ files, so no process waits for another. images.json and manifests are the same f
 import io
 import json
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,14 +142,22 @@ def describe(runs: Sequence[str], names: Sequence[str], options: Options) -> lis
         _manifest(options, run, name)
         for run, name in zip(runs, names or [""] * len(runs), strict=True)
     ]
-    folders = Counter(folder_name(manifest.name) for manifest in manifests)
-    for manifest in manifests:
-        if folders[folder_name(manifest.name)] > 1:
-            raise UsageError(
-                f"--run: {folders[folder_name(manifest.name)]} runs are called {manifest.name}; "
-                "name every run with --as"
-            )
+    _one_folder_each("--run", [manifest.name for manifest in manifests], "runs", "by --as")
     return manifests
+
+
+def _one_folder_each(flag: str, names: Sequence[str], what: str, how: str) -> None:
+    """UsageError where two names make one folder."""
+    called: dict[str, list[str]] = {}
+    for name in names:
+        called.setdefault(folder_name(name), []).append(name)
+    for folder, same in called.items():
+        if len(same) > 1:
+            named = " and ".join(dict.fromkeys(same))
+            raise UsageError(
+                f"{flag}: {len(same)} {what} are called {named}, which makes one folder, "
+                f"{folder}; give each a name of its own {how}"
+            )
 
 
 def _manifest(options: Options, run: str, name: str) -> Manifest:
@@ -183,6 +190,7 @@ def dump(
 
     With `pt` they are there as tensor_<i>.pt too, numbered in the order of the draw.
     """
+    _one_folder_each("--benchmark", list(sources), "benchmarks", "(NAME=PATH of --images)")
     for folder in filter(None, (out, pt)):
         ensure_writable(folder / IMAGES)
     draws, places = {}, []

@@ -429,6 +429,17 @@ def test_other_tokens_or_images_in_the_same_place(world, copy, kind):
     assert files(copy) == before
 
 
+def test_two_names_of_one_folder(world, tmp_path):
+    """One after the other they are refused as they are in one call."""
+    first = ["--benchmark", "x/y", "--as", "a/b"]
+    out = dump(world, tmp_path / "out", *first, runs=["clip"])
+    before = files(out)
+    for flag, other in (("--benchmark", "x--y"), ("--as", "a--b")):
+        with pytest.raises(UsageError, match=f" is .*, and this is .*{other}.*another --out"):
+            dump(world, out, *first, flag, other, runs=["clip"])
+    assert files(out) == before
+
+
 WRONG = {
     "n": (["--n", "0"], "--n 0: expected 1 or more"),
     "batch": (["--batch_size", "0"], "--batch_size 0: expected 1 or more"),
@@ -439,6 +450,14 @@ WRONG = {
     "dtype": (["--dtype", "float3"], "dtype 'float3': expected float32"),
     "run": (["--run", "{world}/llm"], "without a vision tower; expected a run of stage 1"),
     "same run": (["--run", "{world}/run-clip", "{world}/run-clip"], "2 runs are called .*--as"),
+    "same folder": (
+        ["--run", "{world}/run-clip", "{world}/run-clip", "--as", "a/b", "a--b"],
+        "2 runs are called a/b and a--b, which makes one folder, a--b; .* by --as",
+    ),
+    "same benchmark": (
+        ["--benchmark", "./x", "x", "--images", "./x={world}/images", "x={world}/images"],
+        r"2 benchmarks are called \./x and x, which makes one folder, x;",
+    ),
     "alias": (["--tower_alias", "clop=there"], "unknown tower"),
 }
 
