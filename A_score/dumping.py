@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -82,6 +83,10 @@ class Options:
         return found
 
 
+Group = tuple["Place", Sequence[Drawn]]
+"""Images that go through tower and projector at once, and where their tokens go."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one representation's tokens of one benchmark go."""
@@ -94,6 +99,14 @@ class Place:
     def file(self, drawn: Drawn) -> Path:
         """The file of an image."""
         return self.folder / f"{drawn.id}.safetensors"
+
+    def number(self, drawn: Drawn) -> int:
+        """An image's place in the draw, from 1."""
+        return self._numbers[drawn.id]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {drawn.id: number for number, drawn in enumerate(self.images, 1)}
 
     def lacks(self, drawn: Drawn) -> bool:
         """Whether an image's tokens are not there, or are damaged."""
@@ -212,10 +225,10 @@ def dump(
         if Manifest.read(place.folder) is None:
             place.manifest.write(place.folder)
     for manifest in manifests:
-        own = [place for place in places if place.manifest is manifest]
-        _fill(own, options)
+        share = _share([place for place in places if place.manifest is manifest], options)
+        _fill(manifest, share, options)
         if pt is not None:
-            _export(own, out, pt)
+            _export(share, out, pt)
 
 
 def _settled(
@@ -247,16 +260,19 @@ def _check_room(places: Sequence[Place], out: Path) -> None:
         )
 
 
-def _fill(places: Sequence[Place], options: Options) -> None:
-    """Computes what one run's folders lack of this process's share."""
+def _share(places: Sequence[Place], options: Options) -> list[Group]:
+    """What this process computes and exports of one run's folders."""
     here, size = launch(), options.batch_size
     groups = [
         (place, place.images[start : start + size])
         for place in places
         for start in range(0, len(place.images), size)
     ]
-    share = groups[here.rank :: here.world]
-    manifest = places[0].manifest
+    return groups[here.rank :: here.world]
+
+
+def _fill(manifest: Manifest, share: Sequence[Group], options: Options) -> None:
+    """Computes what is lacking of this process's share."""
     lacking = [
         (place, group, missing)
         for place, group in share
@@ -274,8 +290,9 @@ def _fill(places: Sequence[Place], options: Options) -> None:
             for drawn, tokens_NC in zip(group, rows, strict=True):
                 if drawn in missing:
                     _write(place, drawn, tokens_NC)
+    here = launch()
     of = f" (process {here.rank} of {here.world})" if here.world > 1 else ""
-    for place in places:
+    for place in {id(place): place for place, _ in share}.values():
         there = sum(len(group) for one, group in share if one is place)
         computed = sum(len(missing) for one, _, missing in lacking if one is place)
         logger.info("%s: %d computed, %d there%s", place.folder, computed, there - computed, of)
@@ -319,13 +336,12 @@ def _check_stored(
                 )
 
 
-def _export(places: Sequence[Place], out: Path, pt: Path) -> None:
+def _export(share: Sequence[Group], out: Path, pt: Path) -> None:
     """Writes this process's share as tensor_<i>.pt; LawError where others' tokens are there."""
-    here = launch()
-    for place in places:
+    for place, group in share:
         folder = pt / place.folder.relative_to(out)
-        for number, drawn in list(enumerate(place.images, 1))[here.rank :: here.world]:
-            path = folder / f"tensor_{number}.pt"
+        for drawn in group:
+            path = folder / f"tensor_{place.number(drawn)}.pt"
             tokens_NC = read_tokens(place.file(drawn), place.manifest, drawn.content)
             known = _exported(path)
             if known is None:

@@ -28,6 +28,7 @@ from llava.model.projection import Projection
 from llava.model.saving import save_projector
 
 RUNS = {"clip": ("clip",), "dinov2": ("dinov2",), "both": ("clip", "dinov2")}
+RANKED = ["clip", "both"]
 N = 5
 
 
@@ -304,14 +305,22 @@ def test_killed(world, dumps, tmp_path):
     assert contents(dump(world, tmp_path / "out")) == contents(dumps)
 
 
-def test_two_ranks_are_one(world, dumps, tmp_path, monkeypatch):
-    """Each takes its share, whichever comes first; alone, one is not enough."""
+@pytest.mark.parametrize("batch", ["1", "2"])
+def test_two_ranks_are_one(world, tmp_path, monkeypatch, batch):
+    """Each takes its share of two benchmarks, whichever comes first; alone, one is not enough."""
+    flags = ["--benchmark", "mine", "yours", "--batch_size", batch, "--images"]
+    flags += [f"{name}={world / 'images'}" for name in ("mine", "yours")]
+
+    def dumped(place):
+        dump(world, tmp_path / place / "out", *flags, "--pt", tmp_path / place / "pt", runs=RANKED)
+        return contents(tmp_path / place)
+
+    alone = dumped("alone")
+    assert sum(name.endswith(".pt") for name in alone) == 2 * len(RANKED) * N
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, complete in (("1", False), ("0", True)):
         monkeypatch.setenv("RANK", rank)
-        dump(world, tmp_path / "out", "--pt", tmp_path / "pt")
-        assert (contents(tmp_path / "out") == contents(dumps)) == complete
-    assert contents(tmp_path / "pt") == contents(dumps.parent / "pt")
+        assert (dumped("shared") == alone) == complete
 
 
 def torchrun(*flags):
