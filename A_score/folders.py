@@ -74,9 +74,15 @@ class DumpedTokens(TokenFolder):
         return self.manifest.run
 
     @property
+    def language_model(self) -> str:
+        """As the manifest has it."""
+        return self.manifest.language_model
+
+    @property
     def origin(self) -> tuple[str, str]:
         """Projected; the stage of training, the dtype and, where it is known, the LLM."""
-        facts = (self.manifest.stage, self.manifest.tokens["dtype"], self.manifest.language_model)
+        model = self.language_model.replace("/", "--")
+        facts = (self.manifest.stage, self.manifest.tokens["dtype"], model)
         return "projected", "-".join(filter(None, facts))
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from torch import Tensor
@@ -9,8 +10,9 @@ from torch import Tensor
 from A_score.cosine import ARITHMETICS
 from A_score.dumped import DrawnImages, contents_digest
 from A_score.tokens import Towers
-from llava.errors import LawError
+from llava.errors import LawError, UsageError
 from llava.log import get_logger, progress
+from llava.model.language_identity import are_different
 from llava.results import ResultRow
 
 logger = get_logger("a-score")
@@ -152,8 +154,11 @@ def a_score(
     """Scores every target against every reference on `images`.
 
     Images are the outer loop, so each file is read and normalised once, and no more is in memory
-    than the references and one target of one image.
+    than the references and one target of one image. Raises UsageError where a target and a
+    reference are of different language models.
     """
+    for target, reference in product(targets, references):
+        same_language_model(towers, target, reference)
     values_TFI = np.empty((len(targets), len(references), len(images)))
     zero_tokens = dict.fromkeys(targets, 0)
     way = ARITHMETICS[arithmetic]
@@ -189,6 +194,17 @@ def a_score(
             ways = ", ".join(sorted(details))
             logger.warning("%s: tokens are %s in different ways: %s", benchmark, how, ways)
     return score
+
+
+def same_language_model(towers: Towers, target: str, reference: str) -> None:
+    """UsageError where projectors of different language models gave the tokens."""
+    models = [towers[name].language_model for name in (target, reference)]
+    if are_different(*models):
+        raise UsageError(
+            f"{target} was projected for the language model {models[0]} and the reference "
+            f"{reference} for {models[1]}, whose tokens do not compare; name --targets and "
+            "--references of one language model, one call for each"
+        )
 
 
 def same_width(towers: Towers, image: str, tokens: Mapping[str, Tensor]) -> None:

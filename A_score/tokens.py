@@ -26,6 +26,8 @@ class TowerTokens(ABC):
     """Folder that the tokens were made from, where it is known."""
     origin: tuple[str, str] = ("", "")
     """How they were made, in two words of the protocol; empty where it is not known."""
+    language_model: str = ""
+    """Identity of the language model that they were projected for, where it is known."""
     images: Collection[str]
     """Ids of the images."""
 

@@ -29,6 +29,7 @@ from llava.model.builder import (
 from llava.model.checkpoint_layout import CONVERTED, LLAVA, LORA, STAGE1, TEXT, Checkpoint
 from llava.model.checkpoint_layout import llava_fields as own_fields
 from llava.model.converted import llava_key
+from llava.model.language_identity import identity
 from llava.model.language_model import llava_class
 from llava.model.multimodal_encoder.preprocess import VERSION
 from llava.model.multimodal_encoder.registry import Representation
@@ -114,13 +115,13 @@ class Projection:
 
     @cached_property
     def language_model(self) -> str:
-        """Last part of the language model's name, as the run or its config says it; else ''."""
+        """Identity of the language model that the run or its config names; else ''."""
         here = Path(self.path)
         run = here.parent if here.name.startswith("checkpoint-") else here
         said = read_json(run / "run.json") if (run / "run.json").is_file() else {}
         flags = said.get("flags") or {}
         named = flags.get("model_name_or_path") or self.checkpoint.config.get("_name_or_path")
-        return Path(str(named or "")).name
+        return identity(str(named or ""))
 
     @cached_property
     def tower_digest(self) -> str:

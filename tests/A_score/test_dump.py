@@ -718,6 +718,29 @@ def test_tokens_made_in_different_ways(world, tmp_path, law_log):
     assert "; ".join(score.protocols.values()) in compute.as_text(score)
 
 
+def of_language_model(folder, name):
+    """As if a folder's tokens were for a language model."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"language_model": name}))
+
+
+def test_language_models_do_not_compare(world, copy):
+    """Refused by name; those that are not known, and targets among themselves, may go on."""
+    of_language_model(folder_of(world, copy, "clip"), "lmsys/vicuna-7b")
+    of_language_model(folder_of(world, copy, "dinov2"), "vicuna-7b@12345678")
+    (score,) = compute.compute(copy, references=["clip"])
+    protocols = score.protocols
+    assert protocols[f"{world}/clip"].endswith("projected-stage1-float32-lmsys--vicuna-7b")
+    of_language_model(folder_of(world, copy, "dinov2"), "other/vicuna-7b")
+    message = r"dinov2 was projected for the language model other/vicuna-7b and the reference "
+    message += r".*clip for lmsys/vicuna-7b, .*; name --targets and --references of one"
+    with pytest.raises(UsageError, match=message):
+        compute.compute(copy, references=["clip"])
+    (score,) = compute.compute(copy, ["clip", "clip.dinov2"], references=["clip"])
+    assert score.protocols[f"{world}/clip"] == protocols[f"{world}/clip"]
+    compute.compute(copy, references=["clip.dinov2"])
+
+
 def test_other_versions_are_said(world, copy, law_log, monkeypatch):
     """A package that changed since: nothing is computed again."""
     before = files(copy)
