@@ -132,8 +132,8 @@ def load_study(
     Args:
         tables: CSV files in the results form.
         a: which A score the law takes, `cosine` or `nll`.
-        protocols: `quantity`, or `quantity:benchmark`, which wins -> protocol; needed only where the
-            tables hold several.
+        protocols: `quantity`, or `quantity:benchmark`, which wins, to protocol; needed only where
+            the tables hold several.
         also: benchmarks to take beside them, such as one that nothing is finetuned for yet.
 
     Raises:

@@ -339,13 +339,18 @@ class Space:
     @property
     def not_finite(self) -> str:
         """What to say of tokens that are NaN or infinite."""
-        wider = "" if self.dtype == "float32" else "; take --dtype float32"
-        return f"{self.spec.id} gave NaN or infinite features in {self.dtype}{wider}"
+        return not_finite(self.spec, self.dtype)
 
     @property
     def bytes_per_image(self) -> int:
         """What an image takes on disk."""
         return self.spec.tokens * self.spec.dim * DTYPES[self.dtype].itemsize
+
+
+def not_finite(spec: TowerSpec, dtype: str) -> str:
+    """What to say of a tower's tokens that are NaN or infinite."""
+    wider = "" if dtype == "float32" else "; take --dtype float32"
+    return f"{spec.id} gave NaN or infinite features in {dtype}{wider}"
 
 
 def space_key(spec: TowerSpec, frame: str, dtype: str, preprocessing: int | None = None) -> str:

@@ -17,7 +17,7 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Segment, SeparatorStyle, template
+from llava.conversation import Conversation, Segment, SeparatorStyle, template
 from llava.errors import LawError
 from llava.log import get_logger
 from llava.text_encoder import Encoded
@@ -156,16 +156,21 @@ class Labeller:
         """A turn's text with its image where LLaVA puts it."""
         if DEFAULT_IMAGE_TOKEN not in text:
             return text
-        image = DEFAULT_IMAGE_TOKEN
         if not several:
             rest = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
             text = f"{DEFAULT_IMAGE_TOKEN}\n{rest}".strip()
-        if self._template is not None and "mmtag" in self._template.version:
-            image = f"<Image>{image}</Image>"
-        if self.use_start_end:
-            marked = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
-            image = image.replace(DEFAULT_IMAGE_TOKEN, marked)
-        return text.replace(DEFAULT_IMAGE_TOKEN, image)
+        return with_marks(text, self._template, self.use_start_end)
+
+
+def with_marks(text: str, used: Conversation | None, start_end: bool) -> str:
+    """The text with what a template, and <im_start> and <im_end>, put around each of its images."""
+    image = DEFAULT_IMAGE_TOKEN
+    if used is not None and "mmtag" in used.version:
+        image = f"<Image>{image}</Image>"
+    if start_end:
+        marked = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
+        image = image.replace(DEFAULT_IMAGE_TOKEN, marked)
+    return text.replace(DEFAULT_IMAGE_TOKEN, image)
 
 
 def _turns(conversations: Any) -> tuple[str | None, list[tuple[str, str]]]:

@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.collator import Collator
 from llava.data.masks import Labelled
-from llava.errors import LawError
+from llava.errors import LawError, UsageError
 from llava.eval.prompts import Prompts, version_of
 from llava.eval.shared_prefix import can_share, groups, shared_likelihood
 from llava.eval.vision_cache import Prepared, VisionCache
@@ -31,6 +31,8 @@ from llava.model.likelihood import AnswerLikelihood, answer_likelihood
 from llava.model.multimodal_encoder.processor import ImageProcessor
 
 T = TypeVar("T")
+
+NOT_FINITE = "the model gives NaN in place of likelihoods; its weights are damaged, or take float32"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class _Ready:
 
     question: Question
     turns: list[str]
+    ids: torch.Tensor
+    """int64 [T]: of the prompt, an image as IMAGE_TOKEN_INDEX."""
     seen: Prepared
 
 
@@ -109,7 +113,7 @@ class Answering:
         self.tokenizer = prompts.tokenizer
         pad = self.tokenizer.pad_token_id
         self.pad = self.tokenizer.eos_token_id if pad is None else pad
-        self.ends = _ends(model, self.tokenizer)
+        self.ends = _ends(model, self.tokenizer, prompts.stop)
 
     @classmethod
     def of(
@@ -158,17 +162,20 @@ class Answering:
         batches = [order[start : start + size] for start in range(0, len(order), size)]
 
         def ready(places: list[int]) -> list[_Ready]:
-            return [self._ready(questions[place]) for place in places]
+            pixels: dict[str, Any] = {}  # of all: several ask about the same image
+            return [self._ready(questions[place], pixels) for place in places]
 
         made = _one_ahead(ready, batches)
         if len(batches) > 1:
             made = progress(made, what, len(batches))
         yield from zip(batches, made, strict=True)
 
-    def _ready(self, question: Question) -> _Ready:
+    def _ready(self, question: Question, pixels: dict[str, Any]) -> _Ready:
         with _naming([question]):
             turns, images = question.open()
-            return _Ready(question, turns, self.cache.prepare(images))
+            ids = self.prompts.ids(turns)
+            _check_marks(int((ids == IMAGE_TOKEN_INDEX).sum()), len(images))
+            return _Ready(question, turns, ids, self.cache.prepare(images, pixels))
 
     def _seen(self, seen: Sequence[Prepared]) -> dict[str, Any]:
         """Arguments for the images of a batch."""
@@ -179,7 +186,7 @@ class Answering:
 
     def _generate(self, batch: Sequence[_Ready], decoding: Decoding) -> list[str]:
         device = self.model.get_input_embeddings().weight.device
-        rows = [self.prompts.ids(one.turns) for one in batch]
+        rows = [one.ids for one in batch]
         ids = pad_sequence(rows, batch_first=True, padding_value=self.pad).to(device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
         stops = [stop for stop in (self.prompts.stop, *decoding.until) if stop]
@@ -192,6 +199,7 @@ class Answering:
                 attention_mask=mask,
                 pad_token_id=self.pad,
                 eos_token_id=self.ends,
+                logits_processor=[_refuse_nan],
                 **given,
                 **decoding.arguments(),
             )
@@ -208,10 +216,14 @@ class Answering:
             self.prompts.labelled([*one.turns, answer.strip()])
             for one, answer in zip(batch, answers, strict=True)
         ]
+        for one, row in zip(batch, rows, strict=True):
+            _check_marks(row.input_ids.count(IMAGE_TOKEN_INDEX), len(one.seen.keys))
         found = self._likelihood(rows, [one.seen for one in batch])
         counts = found.count_B.tolist()
         for row, answer, count in zip(rows, answers, counts, strict=True):
             _check_whole(answer, count, sum(label != IGNORE_INDEX for label in row.labels))
+        if not torch.isfinite(found.sum_B).all():
+            raise LawError(NOT_FINITE)
         columns = (found.sum_B.tolist(), counts, found.greedy_B.tolist())
         return [AnswerScore(*one) for one in zip(*columns, strict=True)]
 
@@ -228,6 +240,22 @@ class Answering:
         ]
         batch = {name: value.to(device) for name, value in Collator(self.pad)(items).items()}
         return answer_likelihood(self.model, **batch, **self._seen(seen))
+
+
+def _check_marks(marks: int, images: int) -> None:
+    """Raises LawError: in a batch, an image too many would be taken for the next question's."""
+    if marks != images:
+        raise LawError(
+            f"the text has {marks} image marks ({DEFAULT_IMAGE_TOKEN}), and there are {images} "
+            "images; expected one for each, or no marks at all"
+        )
+
+
+def _refuse_nan(_: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
+    """The scores of the next token as they are; LawError for any that are no numbers."""
+    if torch.isnan(scores_BV).any():
+        raise LawError(NOT_FINITE)
+    return scores_BV
 
 
 def _check_whole(answer: str, scored: int, tokens: int) -> None:
@@ -248,7 +276,8 @@ def _naming(batch: Sequence[Question]) -> Iterator[None]:
     except LawError as error:
         if not where:
             raise
-        raise type(error)(f"{where}: {error}") from error
+        kind = UsageError if isinstance(error, UsageError) else LawError
+        raise kind(f"{where}: {error}") from error
     except Exception as error:
         if where:
             error.add_note(f"while answering {where}")
@@ -267,11 +296,12 @@ def _one_ahead(function: Callable[[T], Any], items: Sequence[T]) -> Iterator[Any
             yield done
 
 
-def _ends(model: nn.Module, tokenizer: Any) -> list[int]:
-    """Ids that end an answer: the model's and the tokenizer's."""
+def _ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase, stop: str) -> list[int]:
+    """Ids that end an answer: the model's, the tokenizer's, and the template's where it is one."""
     own = getattr(model.generation_config, "eos_token_id", None)
     own = own if isinstance(own, list) else [own]
-    return [token for token in dict.fromkeys([*own, tokenizer.eos_token_id]) if token is not None]
+    ends = dict.fromkeys([*own, tokenizer.eos_token_id, tokenizer.added_tokens_encoder.get(stop)])
+    return [token for token in ends if token is not None]
 
 
 def _seeds(questions: Sequence[Question], seed: int | None) -> list[int]:

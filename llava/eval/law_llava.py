@@ -7,19 +7,20 @@ greedy answers are the same; likelihoods are of the tokens that training would s
 import json
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
-from PIL import Image
+from PIL import Image, ImageFile
 
 from llava.conversation import template
 from llava.data.masks import CHAT
 from llava.errors import LawError, UsageError
 from llava.eval.answering import Answering, Decoding, Question
-from llava.eval.prompts import Prompts, version_of
+from llava.eval.prompts import Prompts, is_plain, version_of
 from llava.eval.vision_cache import VisionCache
 from llava.launch import launch
 from llava.log import get_logger
@@ -35,6 +36,8 @@ LONGEST_WAIT = timedelta(days=7)
 """Of ranks that are done for one that is not."""
 BETWEEN_IMAGES = " "
 """As lmms-eval's own `llava` joins the marks of several images."""
+LATELY_OPENED = 8
+"""Documents whose images are kept: each choice of a question is a request of its own."""
 NEW_TOKENS = 1024
 """Of an answer, where a task does not say."""
 PASSED_ON = (
@@ -79,7 +82,6 @@ class LawLlava(lmms):
         cache_gb: float = 2.0,
         stop_at_until: bool = False,
         any_template: bool = False,
-        max_batch_size: int | None = None,
         **unknown: Any,
     ):
         super().__init__()
@@ -104,6 +106,7 @@ class LawLlava(lmms):
         cache = VisionCache(model, processor, float(cache_gb), features)
         self.answering = Answering(model, self.prompts, cache, batch_size)
         self.settings = self._settings(model, version)
+        self._opened = lru_cache(LATELY_OPENED)(self._open)
 
     @property
     def config(self) -> Any:
@@ -180,10 +183,20 @@ class LawLlava(lmms):
         text = context[0] if isinstance(context, list) else context
 
         def opened() -> tuple[list[str], list[Image.Image]]:
-            images = _images(doc_to_visual(self.task_dict[task][split][doc_id]))
+            images = self._opened(doc_to_visual, task, split, doc_id)
             return [self.prompts.with_images(text, len(images), BETWEEN_IMAGES)], images
 
         return Question(opened, len(text), f"{task}, document {doc_id}")
+
+    def _open(
+        self, doc_to_visual: Callable, task: str, split: str, doc_id: int
+    ) -> list[Image.Image]:
+        # lmms-eval, and some of its tasks, let PIL fill up with grey what a file lacks
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            return _images(doc_to_visual(self.task_dict[task][split][doc_id]))
+        except OSError as error:
+            raise LawError(f"an image cannot be read: {error}") from error
 
     def _decoding(self, given: dict[str, Any]) -> Decoding:
         """A task's generation arguments; unknown ones are said."""
@@ -238,10 +251,11 @@ def _version(checkpoint: Checkpoint, asked: str | None, any_template: bool) -> s
             f"answers would be worse than they are; leave conv_template out, or add "
             f"any_template=True"
         )
-    if version == "plain":
+    if is_plain(version):
         raise UsageError(
-            f"{checkpoint.path} was trained with plain, on captions alone, and no question can be "
-            "asked in it; evaluate stage 2, or pass conv_template=vicuna_v1,any_template=True"
+            f"{checkpoint.path} would be asked in {version}, the template of captions alone, which "
+            "has no place for a question; evaluate stage 2, or pass "
+            "conv_template=vicuna_v1,any_template=True"
         )
     return version
 

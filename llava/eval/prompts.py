@@ -1,19 +1,16 @@
 """What a model is asked in: the template of its training, with images in their marks."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.chat_template import ChatTemplate
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-)
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Segment, SeparatorStyle, template
-from llava.data.masks import CHAT, Labelled, labelled
+from llava.data.masks import CHAT, Labelled, labelled, with_marks
 from llava.errors import LawError
 from llava.log import get_logger
 from llava.tokenization import encode_prompt, tokenizer_image_token
@@ -34,6 +31,11 @@ def version_of(trained: str | None, asked: str | None = None) -> str:
     return version
 
 
+def is_plain(version: str) -> bool:
+    """Whether a template is stage 1's: an image and its caption, no question."""
+    return version != CHAT and template(version).sep_style is SeparatorStyle.PLAIN
+
+
 class Prompts:
     """Turns to text and ids under one template.
 
@@ -51,31 +53,36 @@ class Prompts:
     @property
     def plain(self) -> bool:
         """Whether the template is stage 1's: an image and its caption, no question."""
-        return self._template is not None and self._template.sep_style is SeparatorStyle.PLAIN
+        return is_plain(self.version)
 
-    @property
+    @cached_property
     def stop(self) -> str:
         """What ends an answer besides the tokenizer's own end token; often nothing."""
-        if self._template is None:
-            return ""
         used = self._template
-        end = used.sep2 if used.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else None
-        end = end or used.sep
+        if used is None:
+            *_, answer = (s.text for s in self._chat.segments(["a", "b"]) if s.answer)
+            end = answer.removeprefix("b").strip()
+        else:
+            two = used.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
+            end = (used.sep2 if two else None) or used.sep
         return "" if end == self.tokenizer.eos_token else end
 
     def with_images(self, text: str, count: int, between: str = "\n") -> str:
-        """A turn about `count` images: their marks before the text, unless it has some itself."""
-        mark = DEFAULT_IMAGE_TOKEN
-        if self._template is not None and "mmtag" in self._template.version:
-            mark = f"<Image>{mark}</Image>"
-        if self.start_end:
-            marked = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
-            mark = mark.replace(DEFAULT_IMAGE_TOKEN, marked)
-        if self.plain:
-            return mark * count or text
-        if not count or DEFAULT_IMAGE_TOKEN in text:
-            return text
-        return between.join([mark] * count) + "\n" + text
+        """A turn about `count` images: their marks before the text, unless it has some itself.
+
+        A plain template has no place for a text beside an image; one is left out, and that is said.
+        """
+        if self.plain and count:
+            if text.strip():
+                logger.warning(
+                    "the template '%s' asks for captions alone: '%s' is not asked",
+                    self.version,
+                    text[:60],
+                )
+            text = DEFAULT_IMAGE_TOKEN * count
+        elif count and DEFAULT_IMAGE_TOKEN not in text:
+            text = between.join([DEFAULT_IMAGE_TOKEN] * count) + "\n" + text
+        return with_marks(text, self._template, self.start_end)
 
     def prompt(self, turns: Sequence[str]) -> str:
         """The text that asks for the answer to the last of `turns`."""

@@ -120,8 +120,11 @@ def _check_length(
 ) -> None:
     longest = getattr(model.config, "tokenizer_model_max_length", None)
     for length, (row, start) in zip(lengths, rest, strict=True):
-        over = 0 if longest is None else length + len(row.input_ids) - start - longest
-        if over > 0:
+        whole = length + len(row.input_ids) - start
+        over = 0 if longest is None else whole - longest
+        if over <= 0:
+            model.check_positions(whole)
+        else:
             raise LawError(
                 f"{over} tokens of an answer lie beyond the model's maximum length of {longest}; "
                 "shorten the question, or ask about fewer images"

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import nn
 
 from llava.errors import LawError, UsageError
-from llava.features import FeatureStore, Space, image_key
+from llava.features import FeatureStore, Space, image_key, not_finite
 from llava.mm_utils import process_images
 from llava.model.image_rows import views
+from llava.model.lazy_tower import LazyTower
 from llava.model.multimodal_encoder.combined import CombinedTower, joined
 from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.representation import dtype_name
@@ -60,16 +61,20 @@ class VisionCache:
         """Whether an image has several views."""
         return getattr(self.model.config, "image_aspect_ratio", None) == "anyres"
 
-    def prepare(self, images: Sequence[Image.Image]) -> Prepared:
-        """Hashes the images and preprocesses those whose tokens are not in memory."""
+    def prepare(
+        self, images: Sequence[Image.Image], pixels: dict[str, Any] | None = None
+    ) -> Prepared:
+        """Hashes the images and preprocesses those whose tokens are not here.
+
+        `pixels` are of images that go together with these; what is made is added to them.
+        """
         if images and self.processor is None:
             raise UsageError("this model has no vision tower; ask without an image")
         keys = tuple(image_key(image) for image in images)
-        pixels = {
-            key: self._pixels(image)
-            for key, image in zip(keys, images, strict=True)
-            if key not in self._tokens and not self._stored(key)
-        }
+        pixels = {} if pixels is None else pixels
+        for key, image in zip(keys, images, strict=True):
+            if key not in pixels and key not in self._tokens and not self._stored(key):
+                pixels[key] = self._pixels(image)
         return Prepared(keys, tuple(images), pixels)
 
     def tokens(self, prepared: Prepared) -> list[torch.Tensor]:
@@ -108,17 +113,22 @@ class VisionCache:
             combined = isinstance(tower, CombinedTower)
             parts = tower.tokens(given.pixels) if combined else [tower(given.pixels)]
             parts = [part.cpu() for part in parts]
+            _check_finite(parts, lazy)
             for space, part in zip(self._spaces, parts, strict=bool(self._spaces)):
                 space.write(dict(zip(keys, part, strict=True)))
             tokens = joined(lazy.representation, parts) if combined else parts[0]
-        return list(tokens.split(given.counts))
+            # copies: a view would keep the tokens of the whole batch in memory
+            return [one.clone() for one in tokens.split(given.counts)]
 
     def _known(self, key: str) -> torch.Tensor | None:
         if key in self._tokens:
             return self._tokens[key]
-        if any(space.verify([key]) for space in self._spaces) or not self._spaces:
+        if not self._stored(key):
             return None
-        parts = [space.read(key)[None] for space in self._spaces]
+        try:
+            parts = [space.read(key)[None] for space in self._spaces]
+        except LawError:  # damaged: the store has forgotten it, and it is computed again
+            return None
         return joined(self.model.get_vision_tower().representation, parts)
 
     def _stored(self, key: str) -> bool:
@@ -153,3 +163,10 @@ class VisionCache:
             return [store.space(part, tower.frame, dtype) for part in tower.representation.parts]
         except OSError as error:
             raise LawError(f"features={folder}: cannot be used: {error}") from error
+
+
+def _check_finite(parts: Sequence[torch.Tensor], tower: LazyTower) -> None:
+    """Raises LawError for tokens that are no numbers: what is answered to them means nothing."""
+    for part, spec in zip(parts, tower.representation.parts, strict=True):
+        if not torch.isfinite(part).all():
+            raise LawError(not_finite(spec, dtype_name(tower.dtype)))

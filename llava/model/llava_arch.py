@@ -396,6 +396,8 @@ class LlavaCausalLM:
             input_ids = None
             labels = made.labels_BT
             device = inputs_embeds.device
+            if per_token and made.boundaries is None:  # scored, not trained on
+                self.check_positions(inputs_embeds.shape[1])
             if made.boundaries is not None:
                 attention_mask, position_ids, more = self._packed(made, device)
                 kwargs.update(more)
@@ -536,6 +538,15 @@ class LlavaCausalLM:
         embeddings, mask, _ = self.embed_prompt(ids, mask, images, image_sizes, features)
         return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
 
+    def check_positions(self, count: int) -> None:
+        """Raises LawError for a row of `count` positions that the language model does not have."""
+        longest = getattr(self.config, "max_position_embeddings", None)
+        if longest is not None and count > longest:
+            raise LawError(
+                f"the prompt takes {count} positions, with those of its images and its answer, and "
+                f"the language model has {longest}; ask for less"
+            )
+
     def embed_prompt(
         self,
         input_ids: torch.Tensor,
@@ -559,12 +570,7 @@ class LlavaCausalLM:
             padding_side="left",
             whole=True,
         )
-        longest = getattr(self.config, "max_position_embeddings", None)
-        if longest is not None and embeddings.shape[1] >= longest:
-            raise LawError(
-                f"the prompt takes {embeddings.shape[1]} positions, with those of its images, and "
-                f"the language model has {longest}; ask for less"
-            )
+        self.check_positions(embeddings.shape[1] + 1)
         device = embeddings.device
         return embeddings, made.mask_BT.to(device, torch.int64), made.position_BT.to(device)
 

@@ -117,14 +117,16 @@ def _check_used(replacements: Mapping[str, str], ids: Sequence[str]) -> None:
 
 
 def _moved(spec: TowerSpec, replacements: Mapping[str, str]) -> TowerSpec:
-    """The spec with its weights elsewhere; a folder that had a digest must have the same still."""
+    """The spec, perhaps with its weights elsewhere; a folder must hold what it did at training."""
     source = replacements.get(spec.id)
-    if source is None:
-        return spec
-    digest = folder_digest(source) if Path(source).is_dir() else ""
+    where = source or spec.weights or spec.id
+    digest = folder_digest(where) if Path(where).is_dir() else ""
     if spec.digest and digest and digest != spec.digest:
         raise LawError(
-            f"{source} holds other weights than the {spec.id} that this model was trained with "
-            f"(digest {digest[:12]}, recorded {spec.digest[:12]})"
+            f"{where} holds other weights than the {spec.id} that this model was trained with "
+            f"(digest {digest[:12]}, recorded {spec.digest[:12]}); say where those are with "
+            f"--tower-alias {spec.id}=FOLDER"
         )
+    if source is None:
+        return spec
     return dataclasses.replace(spec, weights=source, digest=digest or spec.digest)

@@ -131,9 +131,12 @@ def test_texts_that_end_an_answer(asking, questions):
     assert cut[0] != whole[0]
 
 
-def test_pixels_of_the_same_image_are_made_once(world, asking, monkeypatch):
-    """Ten questions about one image run the tower once."""
-    answering = asking(4)
+def test_an_image_is_seen_once(world, asking, monkeypatch):
+    """Ten questions about one image preprocess it at most twice, and run the tower once."""
+    answering = asking(8)
+    made = []
+    pixels = answering.cache._pixels
+    monkeypatch.setattr(answering.cache, "_pixels", lambda one: made.append(one) or pixels(one))
     tower = answering.model.get_vision_tower().load_model()
     seen = []
     monkeypatch.setattr(
@@ -141,6 +144,7 @@ def test_pixels_of_the_same_image_are_made_once(world, asking, monkeypatch):
     )
     answering.answers([question(world, TEXTS[0], 3) for _ in range(10)], Decoding(2))
     assert seen == [1]
+    assert len(made) <= 2  # by the second batch, too, where it is prepared before the tower ran
 
 
 @pytest.mark.parametrize("error", [LawError, UsageError])
@@ -182,8 +186,34 @@ def test_what_does_not_fit(world, asking):
 def test_missing_images(world, asking):
     """An image mark without an image."""
     asked = Question(lambda: (["<image> <image>\nWhich?"], images(world, 1)), 5, "doc 1")
-    with pytest.raises(LawError, match=r"doc 1: .*2 image tokens, and there are 1 images"):
+    with pytest.raises(LawError, match=r"doc 1: the text has 2 image marks .* there are 1 images"):
         asking().answers([asked], Decoding(2))
+
+
+@pytest.mark.parametrize(("text", "count"), [("<image>\nWhich?", 2), ("What is <image>?", 0)])
+def test_images_of_one_question_are_not_the_next_ones(world, asking, text, count):
+    """Beside a good question, too, where the numbers of marks and images would add up."""
+    bad = Question(lambda: ([text], images(world, *range(count))), 30, "doc 1")
+    good = Question(lambda: (["<image> <image>\nAnd?"], images(world, 5)), 3, "doc 2")
+    for batch in ([bad, question(world, TEXTS[0], 1)], [bad, good]):
+        with pytest.raises(LawError, match="doc 1: the text has 1 image marks"):
+            asking(2).answers(batch, Decoding(2))
+        with pytest.raises(LawError, match="doc 1: the text has 1 image marks"):
+            asking(2).scores(batch, ["a", "b"])
+    with pytest.raises(LawError, match="2 image marks"):
+        asking(2).scores([question(world, TEXTS[0], 1)], ["an <image> of a fox"])
+
+
+def test_a_model_of_nan(world):
+    """Neither empty answers nor likelihoods that compare with nothing."""
+    answering = Answering.of(*load_pretrained_model(str(world / "stage2"))[:3])
+    with torch.no_grad():
+        answering.model.mm_projector[0].weight[0, 0] = float("nan")
+    asked = [question(world, TEXTS[0], 1, where="doc 4")]
+    with pytest.raises(LawError, match="doc 4: the model gives NaN"):
+        answering.answers(asked, Decoding(4))
+    with pytest.raises(LawError, match="doc 4: the model gives NaN"):
+        answering.scores(asked, ["a fox"])
 
 
 def test_a_model_for_text_alone(world):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from world import WORDS, make_world, stage1, stage2
 
 pytest.importorskip("lmms_eval")
@@ -178,8 +178,10 @@ def test_templates(world):
     assert LawLlava(str(world / "stage2"), conv_template="vicuna_v1").settings["conv_template"]
     other = LawLlava(str(world / "stage2"), conv_template="llama_2", any_template=True)
     assert other.prompts.prompt(["Hi"]).startswith("[INST]")
-    with pytest.raises(UsageError, match="trained with plain, on captions alone"):
+    with pytest.raises(UsageError, match="would be asked in plain, the template of captions"):
         LawLlava(str(world / "stage1"), model_base=str(world / "llm"))
+    with pytest.raises(UsageError, match="asked in v0_plain, the template of captions"):
+        LawLlava(str(world / "stage2"), conv_template="v0_plain", any_template=True)
     given = {"conv_template": "vicuna_v1", "any_template": True}
     LawLlava(str(world / "stage1"), model_base=str(world / "llm"), **given)
 
@@ -239,7 +241,7 @@ def test_images_in_the_question(world, model):
         world, model, {"max_new_tokens": 2}, lambda _: two, "First <image> then <image>: same?"
     )
     assert model.generate_until([asked])[0]
-    with pytest.raises(LawError, match=r"made, document 0: .*3 image tokens"):
+    with pytest.raises(LawError, match=r"made, document 0: the text has 3 image marks"):
         model.generate_until(
             [request(world, model, {}, lambda _: two, "<image> <image> <image> ?")]
         )
@@ -253,6 +255,17 @@ def test_what_is_no_image(world, model):
         model.loglikelihood([SimpleNamespace(args=("", "yes"), task_name="made")])
     with pytest.raises(LawError, match="single turns"):
         model.generate_until_multi_round([])
+
+
+def test_images_cut_short(world, model, tmp_path):
+    """lmms-eval lets PIL fill them up with grey; here they are an error."""
+    path = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 90).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    asked = request(world, model, {}, lambda _: [Image.open(path).convert("RGB")])
+    with pytest.raises(LawError, match=r"made, document 0: an image cannot be read: .*truncated"):
+        model.generate_until([asked])
 
 
 def test_failing_generation_ends_the_run(world, monkeypatch):

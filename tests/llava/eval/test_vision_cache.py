@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from world import make_world, stage1
 
-from llava.errors import UsageError
+from llava.errors import LawError, UsageError
 from llava.eval.vision_cache import VisionCache
 from llava.features import FeatureStore
 from llava.mm_utils import process_images
@@ -91,6 +91,26 @@ def test_least_lately_used_go_first(loaded, images, monkeypatch):
     late = cache.prepare([a])
     cache.tokens(cache.prepare([b, c]))
     assert len(cache.tokens(late)) == 1  # prepared while it was there, and gone since
+
+
+def test_memory_is_that_of_what_is_kept(loaded, images):
+    """No view that keeps the tokens of its whole batch alive."""
+    cache = VisionCache(*loaded)
+    for tokens in cache.tokens(cache.prepare(images)):
+        assert tokens.untyped_storage().nbytes() == tokens.nbytes
+
+
+def test_tokens_that_are_no_numbers(loaded, images, tmp_path):
+    """Refused before they are kept anywhere."""
+    model, processor = loaded
+    tower = model.get_vision_tower().load_model()
+    first = tower.parts[0] if hasattr(tower, "parts") else tower
+    with torch.no_grad():
+        next(iter(first.parameters())).fill_(float("nan"))
+    cache = VisionCache(model, processor, store=str(tmp_path))
+    with pytest.raises(LawError, match="gave NaN or infinite features in float32"):
+        cache.tokens(cache.prepare(images))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_store_is_shared(loaded, images, tmp_path, monkeypatch):

@@ -185,6 +185,16 @@ def test_own_config_is_enough(tmp_path):
         )
 
 
+def test_a_folder_that_changed(tmp_path):
+    """A tower's folder that holds other weights than at training, though none was named."""
+    model = golden_llava("clip_dinov2").eval()
+    model.config.mm_vision_specs[1]["digest"] = "0" * 64
+    model.save_pretrained(tmp_path)
+    load_tokenizer(BASE).save_pretrained(tmp_path)
+    with pytest.raises(LawError, match=f"holds other weights than the {DINO}.*--tower-alias"):
+        load_pretrained_model(str(tmp_path))
+
+
 def test_a_size_that_names_cannot_say(tmp_path):
     """A released C+D at 336, whose DINOv2 squashed the image: specs in the config count."""
     model = golden_llava("clip_dinov2").eval()
