@@ -26,6 +26,7 @@ from A_score.dumped import (
     read_tokens,
     write_tokens,
 )
+from A_score.folders import SUFFIXES
 from A_score.tokens import load_tensor
 from llava.data.stored import StoredFeatures
 from llava.errors import LawError, UsageError
@@ -119,12 +120,21 @@ class Place:
         each = (tokens or 0) * width * DTYPES[self.manifest.tokens["dtype"]].itemsize
         return each * sum(not self.file(drawn).exists() for drawn in self.images)
 
+    @property
+    def known(self) -> Manifest | None:
+        """The manifest that is there; one without any tokens binds nothing and counts as none."""
+        return Manifest.read(self.folder) if self._holds_tokens else None
+
+    @property
+    def _holds_tokens(self) -> bool:
+        return any(any(self.folder.glob(f"*{suffix}")) for suffix in SUFFIXES)
+
     def check(self) -> None:
         """Raises UsageError where the folder holds other tokens; says what else has changed."""
-        known = Manifest.read(self.folder)
+        known = self.known
         remedy = "give this run another name with --as NAME, or dump it into another --out"
         if known is None:
-            if any(self.folder.glob("*.safetensors")) or any(self.folder.glob("*.pt")):
+            if self._holds_tokens:
                 raise UsageError(f"{self.folder} holds tokens and no {MANIFEST}; {remedy}")
         elif said := known.difference(self.manifest):
             raise UsageError(
@@ -217,15 +227,18 @@ def dump(
         ]
     for place in places:
         place.check()
+    for manifest in manifests:
+        _check_store(manifest, places, options)
     _check_room(places, out)
     for folder, drawn in draws.items():
         if drawn is not None:
             drawn.write(folder)
     for place in places:
-        if Manifest.read(place.folder) is None:
+        if place.known is None and Manifest.read(place.folder) != place.manifest:
             place.manifest.write(place.folder)
+    here = launch()
     for manifest in manifests:
-        share = _share([place for place in places if place.manifest is manifest], options)
+        share = _groups(manifest, places, options)[here.rank :: here.world]
         _fill(manifest, share, options)
         if pt is not None:
             _export(share, out, pt)
@@ -260,15 +273,15 @@ def _check_room(places: Sequence[Place], out: Path) -> None:
         )
 
 
-def _share(places: Sequence[Place], options: Options) -> list[Group]:
-    """What this process computes and exports of one run's folders."""
-    here, size = launch(), options.batch_size
-    groups = [
+def _groups(manifest: Manifest, places: Sequence[Place], options: Options) -> list[Group]:
+    """One run's images of every benchmark, a batch each."""
+    size = options.batch_size
+    return [
         (place, place.images[start : start + size])
         for place in places
+        if place.manifest is manifest
         for start in range(0, len(place.images), size)
     ]
-    return groups[here.rank :: here.world]
 
 
 def _fill(manifest: Manifest, share: Sequence[Group], options: Options) -> None:
@@ -284,7 +297,7 @@ def _fill(manifest: Manifest, share: Sequence[Group], options: Options) -> None:
             raise LawError(f"{manifest.run}: its projector changed meanwhile; start again")
         stored = options.stored(projection)
         if stored is not None:
-            _check_stored(stored, lacking)
+            _check_stored(stored, [(place, group) for place, group, _ in lacking])
         for place, group, missing in progress(lacking, f"tokens of {manifest.name}"):
             rows = _rows(projection, stored, place.source, group)
             for drawn, tokens_NC in zip(group, rows, strict=True):
@@ -313,7 +326,7 @@ def _rows(
 def _write(place: Place, drawn: Drawn, tokens_NC: torch.Tensor) -> None:
     if not torch.isfinite(tokens_NC).all():
         dtype = place.manifest.tokens["dtype"]
-        wider = "" if dtype == "float32" else "; take --dtype float32"
+        wider = "" if dtype == "float32" else "; take --dtype float32, into another --out"
         raise LawError(
             f"{place.manifest.run} gives NaN or infinity for image {drawn.name} of "
             f"{place.source.where} in {dtype}{wider}"
@@ -321,11 +334,21 @@ def _write(place: Place, drawn: Drawn, tokens_NC: torch.Tensor) -> None:
     write_tokens(place.file(drawn), tokens_NC, place.manifest, drawn.content)
 
 
-def _check_stored(
-    stored: StoredFeatures, lacking: Sequence[tuple[Place, Sequence[Drawn], Sequence[Drawn]]]
-) -> None:
-    """Raises LawError for an image that the store does not have, before any is projected."""
-    for place, group, _ in lacking:
+def _check_store(manifest: Manifest, places: Sequence[Place], options: Options) -> None:
+    """Raises LawError where the store lacks an image whose tokens are still to be made."""
+    lacking = [
+        (place, group)
+        for place, group in _groups(manifest, places, options)
+        if not all(place.file(drawn).exists() for drawn in group)
+    ]
+    if options.features is not None and lacking:
+        stored = options.stored(options.projection(manifest.run))
+        _check_stored(stored, lacking)
+
+
+def _check_stored(stored: StoredFeatures, groups: Sequence[Group]) -> None:
+    """Raises LawError for an image that the store does not have."""
+    for place, group in groups:
         for drawn in group:
             if towers := stored.lacking(drawn.content):
                 of_task = place.source.kind == "task"

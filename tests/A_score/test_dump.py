@@ -413,6 +413,17 @@ def test_another_projector(world, copy, other_projector):
         pick(found, ["clip"], "", copy)
 
 
+def test_a_manifest_without_tokens(world, copy, dumps):
+    """It binds nothing: what was refused after it can be dumped in another way."""
+    folder = folder_of(world, copy, "clip")
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    dump(world, copy, "--dtype", "bfloat16", runs=["clip"])
+    assert json.loads((folder / "manifest.json").read_text())["tokens"]["dtype"] == "bfloat16"
+    shutil.rmtree(folder)
+    assert contents(dump(world, copy)) == contents(dumps)
+
+
 CHANGED = {
     "dtype": (["--dtype", "bfloat16"], "whose dtype float32, and this is dtype bfloat16"),
     "seed": (["--seed", "1"], "was drawn with seed 0, and this is seed 1"),
@@ -567,6 +578,7 @@ def test_stored_features(world, dumps, tmp_path, monkeypatch):
     shutil.rmtree(out)
     with pytest.raises(LawError, match=r"has no features of image .*; `law features --model"):
         dump(world, out, "--features", store)
+    assert contents(out) == {}
     with pytest.raises(LawError, match=r"has no features of .*`law features --model"):
         dump(world, out, "--features", tmp_path / "nothing")
 
