@@ -36,6 +36,20 @@ class ImageError(LawError):
         return f"image {self.name}: {self.why}"
 
 
+def path_inside(folder: Path, name: str) -> Path:
+    """Where an image of a folder is; ImageError for a name that leads out of the folder.
+
+    The path is free of `..`, so what is opened is what was checked.
+    """
+    inside = os.path.normpath(name)
+    if Path(inside).is_absolute():
+        root = os.path.normpath(folder.absolute())
+        inside = os.path.relpath(inside, root)
+    if "\0" in name or inside == "." or Path(inside).parts[0] == "..":
+        raise ImageError(name, f"is no file inside of {folder}")
+    return folder / inside
+
+
 class ImageSource:
     """Images below `folder`, preprocessed by `processor`; picklable.
 
@@ -75,17 +89,8 @@ class ImageSource:
             self.processor.anyres_tokens((1, 1), self.pinpoints, merge)  # what cannot go together
 
     def path(self, name: str) -> Path:
-        """Where an image is; ImageError for a name that leads out of the folder.
-
-        The path is free of `..`, so what is opened is what was checked.
-        """
-        inside = os.path.normpath(name)
-        if Path(inside).is_absolute():
-            root = os.path.normpath(self.folder.absolute())
-            inside = os.path.relpath(inside, root)
-        if "\0" in name or inside == "." or Path(inside).parts[0] == "..":
-            raise ImageError(name, f"is no file inside of {self.folder}")
-        return self.folder / inside
+        """Where an image is; ImageError for a name that leads out of the folder."""
+        return path_inside(self.folder, name)
 
     def read(self, name: str) -> bytes:
         """The file's bytes; ImageError where it cannot be read."""

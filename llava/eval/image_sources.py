@@ -12,6 +12,7 @@ and no image is opened that the draw does not reach.
 
 import hashlib
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any
 from PIL import Image, ImageFile
 
 from llava import catalog
+from llava.data.images import ImageError, path_inside
 from llava.data.scan import scan
 from llava.errors import LawError, UsageError, nearest
 from llava.eval.harness import load_tasks, task_manager
@@ -181,6 +183,8 @@ def _shown(one: Any, where: str) -> Picture:
 
 def _read(path: Path, where: str) -> Picture:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise LawError("is no file")
         data = path.read_bytes()
         return Picture(decode(data), data)
     except OSError as error:
@@ -254,7 +258,10 @@ def _from_path(path: Path, image_folder: str | Path | None) -> ImageSource:
         for name in image if isinstance(image, list) else [] if image is None else [image]:
             if not isinstance(name, str) or not name:
                 raise LawError(f"{path}: record {number}: `image`: expected a path, found {name!r}")
-            files[name] = base / name
+            try:
+                files[name] = path_inside(base, name)
+            except ImageError as error:
+                raise LawError(f"{path}: record {number}: {error} (--image_folder)") from None
     if not files:
         raise LawError(f"{path}: no record has an image (`image`: a path, or a list of paths)")
     return FileImages("json", str(path), files)

@@ -1,6 +1,7 @@
 """Where benchmark images come from, and the seeded draw among them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ from tiny import picture
 from llava import catalog
 from llava.errors import LawError, UsageError
 from llava.eval import image_sources
-from llava.eval.image_sources import ImageSource, Picture, draw, file_names, find_sources
+from llava.eval.image_sources import (
+    FileImages,
+    ImageSource,
+    Picture,
+    draw,
+    file_names,
+    find_sources,
+)
 from llava.features import image_key
 
 TASK = """\
@@ -200,6 +208,25 @@ def test_wrong_records(tmp_path, photos, kind):
     values, message = WRONG[kind]
     with pytest.raises(LawError, match=rf"data\.json: {message}"):
         one_source(records(tmp_path, values), image_folder=photos)
+
+
+@pytest.mark.parametrize("name", ["../out.png", "set0/../../out.png", "{0}/out.png", "", "set0/.."])
+def test_paths_that_lead_out(tmp_path, photos, name):
+    """Of the folder of images; one that is written whole and leads into it will do."""
+    picture(9, 9).save(tmp_path / "out.png")
+    inside = str(photos / "set0" / "0.png")
+    path = records(tmp_path, [{"image": inside}])
+    assert [drawn.name for drawn in draw(one_source(path, image_folder=photos), 1, 0)] == [inside]
+    path = records(tmp_path, [{"image": inside}, {"image": name.format(tmp_path) or "."}])
+    with pytest.raises(LawError, match=r"json: record 1: image .*: is no file inside of .*photos"):
+        one_source(path, image_folder=photos)
+
+
+def test_pipes(photos):
+    """Reading one would wait for ever."""
+    os.mkfifo(photos / "pipe.png")
+    with pytest.raises(LawError, match=r"pipe\.png of .*: .*pipe\.png is no file"):
+        draw(FileImages("folder", "here", {"pipe.png": photos / "pipe.png"}), 1, 0)
 
 
 def test_missing_image_of_a_record(tmp_path, photos):
