@@ -11,6 +11,7 @@ and no image is opened that the draw does not reach.
 """
 
 import hashlib
+import json
 import re
 import stat
 from abc import ABC, abstractmethod
@@ -103,8 +104,8 @@ class FileImages(ImageSource):
 class TaskImages(ImageSource):
     """Images that an lmms-eval task shows.
 
-    Names are the data set's own, with `+2`, `+3` where several questions have one name, else the
-    number of the question.
+    Names are the data set's own, else the number of the question. Where several questions have one
+    name, they come in the order of what they say, and have `+2`, `+3` from the second on.
     """
 
     kind = "task"
@@ -118,14 +119,25 @@ class TaskImages(ImageSource):
     @cached_property
     def _rows(self) -> dict[str, int]:
         """Name -> which document; columns of images stay closed."""
-        found: dict[str, int] = {}
+        rows: dict[str, list[int]] = {}
         for row, own in enumerate(self._own_names()):
-            name, count = own, 1
-            while name in found:
+            rows.setdefault(own, []).append(row)
+        found = {}
+        for own in sorted(rows):
+            first, *others = sorted(rows[own], key=self._said if len(rows[own]) > 1 else None)
+            found[own] = first
+            count = 1
+            for row in others:
                 count += 1
-                name = f"{own}+{count}"
-            found[name] = row
+                while f"{own}+{count}" in rows:
+                    count += 1
+                found[f"{own}+{count}"] = row
         return found
+
+    def _said(self, row: int) -> str:
+        """A document without its images; where two say the same, their order counts."""
+        document = self.task.eval_docs_no_media[row]
+        return json.dumps(document, sort_keys=True, default=lambda value: type(value).__name__)
 
     def _own_names(self) -> list[str]:
         docs = self.task.eval_docs_no_media
