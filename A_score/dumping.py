@@ -42,6 +42,11 @@ from llava.sweep.run import commit
 logger = get_logger("a-score")
 
 GIB = 1 << 30
+NO_TASK = (
+    "images of a task are stored by evaluating law_llava on it with features=STORE (`law features` "
+    "stores files, by their bytes); or leave --features out"
+)
+"""What to do where a store lacks an image of a task."""
 
 
 @dataclass(frozen=True)
@@ -352,7 +357,7 @@ def _check_stored(stored: StoredFeatures, groups: Sequence[Group]) -> None:
         for drawn in group:
             if towers := stored.lacking(drawn.content):
                 of_task = place.source.kind == "task"
-                remedy = "leave --features out" if of_task else stored.command()
+                remedy = NO_TASK if of_task else stored.command()
                 raise LawError(
                     f"{stored.root} has no features of image {drawn.name} of {place.source.where} "
                     f"by {', '.join(towers)}; {remedy}"

@@ -33,6 +33,7 @@ from llava.eval.harness import load_tasks, task_manager
 from llava.extraction import decode, find_images
 from llava.features import image_key
 from llava.log import progress
+from llava.model.multimodal_encoder.preprocess import to_rgb
 
 ID_FIELDS = ("image_id", "question_id", "id", "index")
 """What data sets call the name of an image or a question; the first that a task has counts."""
@@ -46,7 +47,7 @@ class Picture:
     """An image as its source gives it."""
 
     image: Image.Image
-    """RGB where it comes out of a file, else as the task shows it."""
+    """In RGB."""
     data: bytes | None = None
     """The file it comes out of, where there is one."""
 
@@ -57,7 +58,7 @@ class Picture:
 
     @cached_property
     def content(self) -> str:
-        """64 hex digits over the file's bytes, or over pixels."""
+        """64 hex digits over the file's bytes, or over RGB pixels, as `law_llava` has them."""
         return image_key(self.given)
 
 
@@ -185,9 +186,11 @@ def _shown(one: Any, where: str) -> Picture:
     if isinstance(one, Image.Image):
         try:
             one.load()
+            return Picture(to_rgb(one))
+        except LawError as error:
+            raise LawError(f"{where}: {error}") from error
         except Exception as error:  # decoders of damaged files raise almost anything
             raise LawError(f"{where}: does not decode: {error}") from error
-        return Picture(one)
     if isinstance(one, str) and Path(one).is_file():
         return _read(Path(one), where)
     raise LawError(f"{where}: it shows {type(one).__name__} '{str(one)[:80]}', expected an image")

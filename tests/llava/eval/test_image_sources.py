@@ -23,6 +23,7 @@ from llava.eval.image_sources import (
     find_sources,
 )
 from llava.features import image_key
+from llava.model.multimodal_encoder.preprocess import to_rgb
 
 TASK = """\
 task: {name}
@@ -419,6 +420,20 @@ def test_unknown_task(task, tmp_path):
     with pytest.raises(UsageError, match=r"--include_path .*nowhere: no such folder"):
         find_sources(["law_known"], include=[tmp_path / "nowhere"])
     assert source.folder.is_dir()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "I;16"])
+def test_shown_images_are_known_by_their_rgb_pixels(mode):
+    """As `law_llava` stores their features."""
+    image = Image.new(mode, (3, 2), 7) if mode == "I;16" else picture(9, 7).convert(mode)
+    shown = image_sources._shown(image, "here")
+    assert shown.image.mode == "RGB"
+    assert shown.content == image_key(to_rgb(image))
+
+
+def test_shown_images_without_a_known_range():
+    with pytest.raises(LawError, match="here: holds floating-point pixels"):
+        image_sources._shown(Image.new("F", (3, 2)), "here")
 
 
 def test_paths_are_shown_images(photos):
