@@ -11,7 +11,7 @@ of and carries a checksum, so that what is damaged or belongs elsewhere is seen.
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ IMAGES = "images.json"
 MANIFEST = "manifest.json"
 LONGEST = 200
 """Bytes of a folder's name; file systems take 255."""
+REMEDY = "move it away, and dump again"
 SAME_SOURCE = ("kind", "task")
 """What two sources must share, besides the images themselves, which may have moved."""
 
@@ -56,7 +57,7 @@ class DrawnImages:
     @classmethod
     def read(cls, folder: Path) -> "DrawnImages | None":
         """Those of a benchmark's folder; None where none were drawn."""
-        return _read(cls, folder / IMAGES)
+        return _read(cls, folder / IMAGES, "source", ("kind",))
 
     def write(self, folder: Path) -> None:
         """Writes them into a benchmark's folder."""
@@ -106,7 +107,7 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
         """That of a representation's folder; None where it has none of ours."""
-        return _read(cls, folder / MANIFEST)
+        return _read(cls, folder / MANIFEST, "tokens", ("spec_hash", "dtype", "representation"))
 
     def write(self, folder: Path) -> None:
         """Writes it into a representation's folder."""
@@ -134,13 +135,18 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:12]}..."
 
 
-def _read(cls: type, path: Path) -> Any:
+def _read(cls: type, path: Path, where: str, texts: Sequence[str]) -> Any:
+    """What a file of this format says, with these `texts` in the field `where`; None without it."""
     if not path.is_file():
         return None
-    facts = read_json(path, "move it away, and dump again")
+    facts = read_json(path, REMEDY)
     written = str(facts.get("format"))
     if written == FORMAT:
-        return build(cls, facts, str(path))
+        found = build(cls, facts, str(path))
+        for name in texts:
+            if not isinstance(getattr(found, where).get(name), str):
+                raise LawError(f"{path}: {where}: expected a text under {name}; {REMEDY}")
+        return found
     if written.startswith(FORMAT.rstrip("0123456789")):
         raise LawError(f"{path}: is '{written}', and this program reads '{FORMAT}'")
     return None  # somebody else's

@@ -22,7 +22,8 @@ from llava import results
 from llava.errors import LawError, UsageError
 from llava.eval.image_sources import ImageSource, Picture
 from llava.extraction import main as law_features
-from llava.features import image_key
+from llava.features import FeatureStore, image_key
+from llava.mm_utils import process_images
 from llava.model.builder import load_llava
 from llava.model.projection import Projection
 from llava.model.saving import save_projector
@@ -516,6 +517,27 @@ def test_folders_of_others(world, copy, tmp_path):
     assert len(find_benchmarks(copy)["mine"].towers) == 2
 
 
+EDITED = {
+    "no tokens": ("manifest.json", {"tokens": {}}, "tokens: expected a text under spec_hash"),
+    "dtype": ("manifest.json", {"tokens": {"spec_hash": "a", "dtype": 5}}, "a text under dtype"),
+    "list": ("manifest.json", {"tokens": []}, "tokens"),
+    "towers": ("manifest.json", {"towers": [5]}, "towers"),
+    "no source": ("images.json", {"source": {}}, "source: expected a text under kind"),
+    "images": ("images.json", {"images": {"0.png": 5}}, "images"),
+}
+
+
+@pytest.mark.parametrize("kind", EDITED)
+def test_edited_files(world, copy, kind):
+    """The file is named and what it lacks, wherever it is read."""
+    name, change, message = EDITED[kind]
+    path = next(copy.rglob(name))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for read in (lambda: compute.compute(copy, references=["clip"]), lambda: dump(world, copy)):
+        with pytest.raises(LawError, match=rf"(?s){path}.*{message}"):
+            read()
+
+
 def test_no_room(world, tmp_path, monkeypatch):
     """Said before the work starts; 5 images of 16 x 32 float32 by three runs."""
     usage = type("Usage", (), {"free": 5 * 16 * 32 * 4 * 3 - 1})
@@ -630,6 +652,31 @@ def test_images_of_a_task(world, tmp_path):
     stored = dumping.Options(features=tmp_path / "none")
     with pytest.raises(LawError, match="has no features of"):
         dumping.describe([str(world / "run-clip")], ["c"], stored)
+
+
+def test_stored_features_of_a_task(world, tmp_path, monkeypatch):
+    """A store by pixels serves tasks; without an image of it, the error says how it comes there."""
+    run = str(world / "run-clip")
+    projection = Projection(run)
+    tower = projection.model.get_vision_tower()
+    (spec,) = tower.representation.parts
+    space = FeatureStore(tmp_path / "features").space(spec, tower.frame, projection.dtype)
+    pictures = [picture.image for name in Shown.names for picture in Shown().pictures(name)]
+    for image in pictures:
+        pixels = process_images([image], tower.image_processor, projection.model.config)
+        space.write({image_key(image): tower(pixels, "cpu")[0]})
+    ran, stored = dumping.Options(), dumping.Options(features=tmp_path / "features")
+    for name, options in (("ran", ran), ("stored", stored)):
+        manifests = dumping.describe([run], [name], options)
+        dumping.dump(manifests, {"vqa": Shown()}, tmp_path / "out", 5, 0, options)
+    for path in (tmp_path / "out" / "vqa" / "ran").glob("*.safetensors"):
+        other = load_file(tmp_path / "out" / "vqa" / "stored" / path.name)["tokens"]
+        torch.testing.assert_close(load_file(path)["tokens"], other, rtol=1e-4, atol=1e-6)
+    (tmp_path / "out").rename(tmp_path / "done")
+    monkeypatch.setattr(Shown, "names", (*Shown.names, "99"))
+    with pytest.raises(LawError, match=r"has no features .* of task shown .*law_llava .*features="):
+        dumping.dump(manifests, {"vqa": Shown()}, tmp_path / "out", 14, 0, stored)
+    assert contents(tmp_path / "out") == {}
 
 
 def test_exported_tensors(world, copy, tmp_path, capsys):
