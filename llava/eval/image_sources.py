@@ -156,8 +156,7 @@ class TaskImages(ImageSource):
     def pictures(self, name: str) -> list[Picture]:
         """What doc_to_visual gives: none, one or several."""
         where = f"question {name} of {self.where}"
-        # importing lmms-eval switches this on for the process: what is missing would be grey
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _refuse_truncated()
         try:
             shown = self.task.doc_to_visual(self.task.eval_docs[self._rows[name]])
         except LawError:
@@ -182,8 +181,14 @@ class TaskImages(ImageSource):
         }
 
 
+def _refuse_truncated() -> None:
+    # importing lmms-eval switches this on for the process: what is missing would be grey
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
 def _shown(one: Any, where: str) -> Picture:
     if isinstance(one, Image.Image):
+        _refuse_truncated()  # a task's own code may have imported more
         try:
             one.load()
             return Picture(to_rgb(one))
@@ -289,6 +294,7 @@ def _task_of(benchmark: str) -> str:
 
 
 def _from_task(task: str, manager: Any) -> ImageSource:
+    _refuse_truncated()  # some tasks decode images when they are loaded
     loaded = load_tasks([task], manager)
     if list(loaded) != [task]:
         raise UsageError(

@@ -1,5 +1,6 @@
 """Where benchmark images come from, and the seeded draw among them."""
 
+import io
 import itertools
 import json
 import os
@@ -7,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from tiny import picture
 
 from llava import catalog
@@ -412,6 +413,49 @@ def test_damaged_image_of_a_task(task):
     path.unlink()
     with pytest.raises(LawError, match=r"question 7 of .*FileNotFoundError: .*0\.png"):
         draw(source, 1, 0)
+
+
+COLUMN = """\
+def images(doc):
+    return [doc["image"].convert("RGB")]
+
+
+def smaller(docs):
+    return docs.map(lambda doc: {"image": doc["image"].resize((9, 9))})
+"""
+
+
+@pytest.mark.parametrize("decoded", ["when shown", "when loaded"])
+def test_truncated_image_in_a_column(tmp_path, monkeypatch, decoded):
+    """Decoded by `datasets`, after lmms-eval has switched on that PIL fills up what is missing."""
+    pytest.importorskip("lmms_eval.evaluator")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)  # lmms-eval tries again
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = io.BytesIO()
+    picture(64, 64).save(data, "JPEG", quality=95)
+    for name, cut in (("whole", None), ("cut", len(data.getvalue()) * 2 // 3)):
+        columns = {"id": [7], "image": [{"bytes": data.getvalue()[:cut], "path": None}]}
+        columns |= {"question": ["What?"], "answer": ["x"]}
+        features = {key: datasets.Value("string") for key in ("question", "answer")}
+        features |= {"id": datasets.Value("int64"), "image": datasets.Image()}
+        made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        made.to_parquet(tmp_path / f"{name}.parquet")
+        task = TASK.format(name=f"law_{name}", data=tmp_path / f"{name}.parquet")
+        if decoded == "when loaded":
+            task += "process_docs: !function shown.smaller\n"
+        path = tmp_path / f"law_{name}.yaml"
+        path.write_text(task.replace("dataset_path: json", "dataset_path: parquet"))
+    (tmp_path / "shown.py").write_text(COLUMN)
+
+    def drawn(name):
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        return draw(find_sources([name], include=[tmp_path])[name], 1, 0)
+
+    assert len(drawn("law_whole")) == 1
+    with pytest.raises(LawError, match=r"law_cut.*truncated"):
+        drawn("law_cut")
 
 
 def test_unknown_task(task, tmp_path):
