@@ -1,7 +1,7 @@
 """What is evaluated: a checkpoint's representation, template and seed, and a hash that tells it."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,27 +9,15 @@ from typing import Any
 
 from llava.conversation import conv_templates
 from llava.errors import UsageError
+from llava.eval.evaluation.fingerprint import PIECE as PIECE
+from llava.eval.evaluation.fingerprint import fingerprint
 from llava.eval.prompts import version_of
 from llava.files import read_json
 from llava.model.builder import config_fields
 from llava.model.checkpoint_layout import LORA, STAGE1, TEXT, Checkpoint
+from llava.model.multimodal_encoder.pretrained import folder_digest
+from llava.model.multimodal_encoder.registry import Representation
 from llava.model.representation import representation_of, spec_hash
-
-COUNTED = (
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "*.index.json",
-    "*.safetensors",
-    "*.bin",
-)
-"""Files of a checkpoint that its answers depend on."""
-PIECE, PIECES = 1 << 16, 32
-"""Bytes, and how many such pieces of a file are hashed: 2 MB of it, evenly spread."""
 
 
 @dataclass(frozen=True)
@@ -71,36 +59,18 @@ def subject(
         spec_hash(representation),
         _one_name(version),
         _seed(Path(path)),
-        "+".join(prints),
+        "+".join([*prints, *_digest_of_towers(representation)]),
     )
 
 
-def fingerprint(path: str) -> str:
-    """A hash of a checkpoint's contents; moving or copying it changes nothing.
-
-    Of every file its size and `PIECES` pieces, evenly spread, so that 13 GB take no minute;
-    training changes every tensor that it trains. A hub id is told by its commit.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        config = Checkpoint(path).file("config.json")
-        return f"{path}@{config.parent.name}" if config else path
-    found = hashlib.sha256()
-    for file in sorted({f for pattern in COUNTED for f in folder.glob(pattern) if f.is_file()}):
-        found.update(f"{file.name} {file.stat().st_size}\n".encode())
-        for piece in _pieces(file):
-            found.update(piece)
-    return found.hexdigest()[:16]
-
-
-def _pieces(file: Path) -> Iterator[bytes]:
-    size = file.stat().st_size
-    last = max(size - PIECE, 0)
-    starts = sorted({last * i // (PIECES - 1) for i in range(PIECES)})
-    with open(file, "rb") as handle:
-        for start in starts if size > PIECE * PIECES else range(0, size, PIECE):
-            handle.seek(start)
-            yield handle.read(PIECE)
+def _digest_of_towers(representation: Representation) -> list[str]:
+    """One hash of the towers that are folders, whose contents may change; hub ids are names."""
+    found = [
+        part.digest or (folder_digest(where) if Path(where).is_dir() else "")
+        for part in representation.parts
+        for where in [part.weights or part.id]
+    ]
+    return [hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]] if any(found) else []
 
 
 def _check_kind(checkpoint: Checkpoint, base: str | None) -> None:
