@@ -117,9 +117,11 @@ run_tests() {
   install_examples plugin
   "$python" -m ruff check .
   "$python" -m ruff format --check .
-  # Neither tests nor what they start may reach a hub, and one thread keeps their timing steady.
+  # Neither tests nor what they start may reach a hub, and one thread keeps their timing steady. Whole
+  # files go to one process per core, in the order of tests/conftest.py; each process takes 1 to 2 GB.
   HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg \
-    "$python" -m pytest "${selection[@]}"
+    "$python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
+    --no-loadscope-reorder "${selection[@]}"
 }
 
 case "${1:-}" in

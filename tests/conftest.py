@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,22 @@ for name, value in {
     "MPLBACKEND": "Agg",
 }.items():
     os.environ.setdefault(name, value)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the tests, files with long ones come first, so that none is the last.
+
+    A long test has a time limit of its own; of the others, those marked slow take the longest.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    files: dict[Path, tuple[float, int]] = {}
+    for item in items:
+        limit, slow = files.get(item.path, (0.0, 0))
+        own = item.get_closest_marker("timeout")
+        limit = max(limit, own.args[0] if own else 0.0)
+        files[item.path] = limit, slow + (item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: files[item.path], reverse=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
