@@ -1,7 +1,8 @@
 """What `--tasks` asks for: lmms-eval's task, in which words, and which of its numbers are meant.
 
-A name is a set (`paper8`), a benchmark by any of its names, or any task of lmms-eval, also
-`task:metric` and `task:metric:unit`. What one task gives in one way of asking is one job.
+A name is a set (`paper8`), a benchmark by any of its names or its task, or any task of lmms-eval,
+also `task:metric` and `task:metric:unit`. What the catalog lists is asked as the catalog says,
+however it is spelled. What one task gives in one way of asking is one job.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,36 +60,49 @@ def jobs_of(names: Sequence[str], ocr: bool, environment: Mapping[str, str]) -> 
     """The jobs behind `names`, in their order, each once.
 
     `ocr` takes the prompts with OCR tokens of the benchmarks that have some. `environment` tells
-    whether a grading service can be asked. Raises UsageError for a name in no form of a name, a
-    unit that is none, or `ocr` where no benchmark has such a prompt. Whether a task exists is not
-    looked at.
+    whether a grading service can be asked. Raises UsageError for no name at all, a name in no form
+    of a name, or a unit that is none. Whether a task exists is not looked at.
     """
+    if not names:
+        raise UsageError("--tasks: names no task; expected a set, benchmarks or tasks of lmms-eval")
     sets = catalog.benchmark_sets()
     found: dict[str, Job] = {}
     for name in (one for given in names for one in sets.get(given, [given])):
-        job = _job(name, environment)
-        if ocr and job.entry and "ocr" in job.entry.prompts:
-            job = _asked(job, "ocr")
-        known = found.get(job.task)
-        found[job.task] = job if known is None else _merged(known, job)
-    jobs = list(found.values())
-    if ocr and all(job.prompt != "ocr" for job in jobs):
+        _add(found, _job(name, ocr, environment))
+    return list(found.values())
+
+
+def grouped(
+    jobs: Sequence[Job], manager: Any, ocr: bool, environment: Mapping[str, str]
+) -> list[Job]:
+    """`jobs` with lmms-eval's groups and tags taken apart; `manager` is its index of tasks.
+
+    Raises UsageError for a group of which one number is asked, or `ocr` where no benchmark has
+    such a prompt.
+    """
+    found: dict[str, Job] = {}
+    for job in jobs:
+        members = _members(job.task, manager)
+        if members != [job.task] and job.wanted:
+            raise UsageError(
+                f"--tasks {job.entry.id if job.entry else job.task}: a group of tasks, which has "
+                f"no number of its own; ask for {_inside(members, job)}"
+            )
+        for name in members:
+            _add(found, job if name == job.task else _job(name, ocr, environment))
+    if ocr and all(job.prompt != "ocr" for job in found.values()):
         having = [e.id for e in catalog.benchmarks().values() if "ocr" in e.prompts]
         raise UsageError(
             f"--ocr: of the tasks named none has a prompt with OCR tokens; {', '.join(having)} has"
         )
-    return jobs
-
-
-def grouped(jobs: Sequence[Job], manager: Any, environment: Mapping[str, str]) -> list[Job]:
-    """`jobs` with lmms-eval's groups and tags taken apart; `manager` is its index of tasks."""
-    found: dict[str, Job] = {}
-    for job in jobs:
-        for name in _members(job.task, manager):
-            one = job if name == job.task else _job(name, environment)
-            known = found.get(one.task)
-            found[one.task] = one if known is None else _merged(known, one)
     return list(found.values())
+
+
+def _inside(members: Sequence[str], job: Job) -> str:
+    """The words that ask for the tasks of a group, and of each for what was asked of the group."""
+    if job.entry:
+        return " ".join(members)
+    return " ".join(f"{name}:{wanted.metric}" for name in members for wanted in job.wanted)
 
 
 def own_numbers(job: Job, metrics: Iterable[str]) -> tuple[Wanted, ...]:
@@ -115,24 +129,31 @@ def own_numbers(job: Job, metrics: Iterable[str]) -> tuple[Wanted, ...]:
     )
 
 
-def _job(name: str, environment: Mapping[str, str]) -> Job:
-    known = catalog.benchmarks()
-    entry = known.get(catalog.benchmark_id(name))
-    if entry is not None:
-        return _listed(entry, environment)
-    for entry in known.values():
-        if name in entry.tasks and entry.grader:
-            return _by_task(entry, name, environment)
+def _job(name: str, ocr: bool, environment: Mapping[str, str]) -> Job:
+    job = _listed(name, environment) or _spelled(name, environment)
+    return _asked(job, "ocr") if ocr and job.entry and "ocr" in job.entry.prompts else job
+
+
+def _spelled(name: str, environment: Mapping[str, str]) -> Job:
+    """A task of one's own, or one of a task's numbers, by name."""
     task, *rest = name.split(":")
     if len(rest) > 2 or not all([task, *rest]):
         raise UsageError(f"--tasks {name}: expected a name, task:metric or task:metric:unit")
     if not rest:
         return Job(task)
-    metric = rest[0]
-    unit = rest[1] if rest[1:] else _usual_unit(metric)
-    if unit not in UNITS:
+    metric, unit = rest[0], rest[1] if rest[1:] else None
+    if unit is not None and unit not in UNITS:
         raise UsageError(f"--tasks {name}: {unknown_name('unit', unit, UNITS)}")
-    return Job(task, (Wanted(metric, task, unit),))
+    job = _listed(f"{task}:{metric}", environment) or _listed(task, environment)
+    if job is None:
+        return Job(task, (Wanted(metric, task, unit or _usual_unit(metric)),))
+    for entry in catalog.benchmarks().values():
+        if job.task in entry.tasks and metric == entry.metric:
+            if unit not in (None, entry.unit):
+                raise UsageError(f"--tasks {name}: {metric} is in {entry.unit}; leave out the unit")
+            return _by_task(entry, job.task, environment)
+    wanted = Wanted(metric, f"{job.entry.id}:{metric}", unit or _usual_unit(metric))
+    return replace(job, wanted=(wanted,))
 
 
 def _members(name: str, manager: Any) -> list[str]:
@@ -150,12 +171,22 @@ def _members(name: str, manager: Any) -> list[str]:
     return [task for one in inside for task in _members(one, manager)]
 
 
-def _listed(entry: catalog.Benchmark, environment: Mapping[str, str]) -> Job:
-    """A benchmark of the catalog, asked in its usual way."""
+def _listed(name: str, environment: Mapping[str, str]) -> Job | None:
+    """A benchmark of the catalog by any of its names, or by a task; None for what is not listed."""
+    known = catalog.benchmarks()
+    entry = known.get(catalog.benchmark_id(name))
+    if entry is not None:
+        return _by_task(entry, _usual_task(entry, environment), environment)
+    entry = next((one for one in known.values() if name in one.tasks), None)
+    return entry and _by_task(entry, name, environment)
+
+
+def _usual_task(entry: catalog.Benchmark, environment: Mapping[str, str]) -> str:
+    """The task that measures a benchmark here."""
     if entry.grader is None:
-        return _by_task(entry, entry.tasks[0], environment)
+        return entry.tasks[0]
     if entry.grader.judge(environment):
-        return _by_task(entry, entry.grader.task, environment)
+        return entry.grader.task
     logger.warning(
         "%s: %s is not set, so no service grades the answers; %s compares option letters instead, "
         "and its protocol is another one",
@@ -163,7 +194,7 @@ def _listed(entry: catalog.Benchmark, environment: Mapping[str, str]) -> Job:
         entry.grader.key(environment),
         entry.grader.without,
     )
-    return _by_task(entry, entry.grader.without, environment)
+    return entry.grader.without
 
 
 def _by_task(entry: catalog.Benchmark, task: str, environment: Mapping[str, str]) -> Job:
@@ -185,19 +216,23 @@ def _asked(job: Job, prompt: str) -> Job:
     return replace(job, prompt=prompt, prompt_kwargs=job.entry.prompts[prompt])
 
 
+def _add(found: dict[str, Job], job: Job) -> None:
+    known = found.get(job.task)
+    found[job.task] = job if known is None else _merged(known, job)
+
+
 def _merged(one: Job, other: Job) -> Job:
     """Both jobs' numbers: those of one benchmark twice, or several metrics of one task."""
     if not (one.wanted and other.wanted):  # all of them
         return replace(one, wanted=())
     wanted = tuple(dict.fromkeys([*one.wanted, *other.wanted]))
-    names = [entry.benchmark for entry in wanted]
-    return replace(
-        one,
-        wanted=tuple(
-            replace(w, benchmark=f"{one.task}:{w.metric}") if names.count(w.benchmark) > 1 else w
-            for w in wanted
-        ),
-    )
+    metrics = [number.metric for number in wanted]
+    for number in wanted:
+        if metrics.count(number.metric) > 1:
+            raise UsageError(f"--tasks: {one.task}:{number.metric} is asked for in two units")
+    if len(wanted) > 1 and one.entry is None:
+        wanted = tuple(replace(w, benchmark=f"{one.task}:{w.metric}") for w in wanted)
+    return replace(one, wanted=wanted)
 
 
 def _usual_unit(metric: str) -> str:

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, dict[str, str]]:
     _check_version()
     asked = _asked(arguments)
     manager = task_manager([job.task for job in jobs], arguments.include_path)
-    jobs = grouped(jobs, manager, os.environ)
+    jobs = grouped(jobs, manager, arguments.ocr, os.environ)
     _check_limits(jobs, asked.limit)
     changeable = {job.task for job in jobs if _is_below(manager, job.task, arguments.include_path)}
     done: dict[str, dict[str, Any]] = {}

@@ -419,6 +419,7 @@ def test_drawn_answers_are_not_kept(world, monkeypatch):
         (["--batch_size", "0"], "--batch-size 0"),
         (["--processes", "0"], "--processes 0"),
         (["--ocr"], "--ocr"),
+        (["--tasks", ","], "names no task"),
     ],
 )
 def test_flags_that_cannot_be_meant(world, flags, told):

@@ -1,6 +1,7 @@
 """What `--tasks` asks for: sets, benchmarks by any name, own tasks, graders and prompts."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from repository import ROOT
@@ -8,7 +9,7 @@ from repository import ROOT
 from llava import catalog
 from llava.errors import UsageError
 from llava.eval.evaluate import parser
-from llava.eval.evaluation.jobs import Job, Wanted, jobs_of, own_numbers
+from llava.eval.evaluation.jobs import Job, Wanted, grouped, jobs_of, own_numbers
 
 KEY = {"OPENAI_API_KEY": "k"}
 OTHERS = {
@@ -18,9 +19,21 @@ OTHERS = {
     "--name",
     "--num_processes",
     "--output_path",
+    "--protocol",
     "--records",
 }
 """Flags of other commands in docs/evaluation.md."""
+
+
+INDEX = SimpleNamespace(
+    task_index={name: {"type": "task"} for name in ("mme", "mmbench_en_dev", "textvqa_val")}
+    | {"mmbench_en_dev_static": {"type": "task"}}
+    | {
+        "both": {"type": "tag", "task": ["mmbench_en_dev", "textvqa_val"]},
+        "scienceqa_full": {"type": "tag", "task": ["mme", "textvqa_val"]},
+    }
+)
+"""In place of lmms-eval's index of tasks."""
 
 
 def tasks(*names, ocr=False, environment=None):
@@ -48,6 +61,69 @@ def test_any_name_of_a_benchmark(name):
     (job,) = jobs_of([name], False, {})
     assert job.task == "seedbench_img"
     assert job.wanted == (Wanted("seed_image", "seedbench", "fraction"),)
+
+
+SPELLINGS = {
+    "seedbench_img": "seedbench",
+    "seedbench_img:seed_image": "seedbench",
+    "seedbench:seed_image:fraction": "seedbench",
+    "mmmu_val:mmmu_acc": "mmmu_val",
+    "MMMU:mmmu_acc": "mmmu_val",
+    "mme:mme_perception_score": "mme",
+    "mme:mme_perception_score:points": "mme",
+    "textvqa_val:exact_match": "textvqa_val",
+    "mmbench_en_dev:gpt_eval_score": "mmbench_en_dev",
+    "MMBench:gpt_eval_score:percent": "mmbench_en_dev",
+    "mmbench_en_dev_static:gpt_eval_score": "mmbench_en_dev",
+    "seed_all:seed_video": "seedbench:seed_video",
+    "seedbench:seed_all:fraction": "seedbench:seed_all",
+}
+"""A benchmark by its task, and its number by name -> its id."""
+
+
+@pytest.mark.parametrize(("name", "usual"), SPELLINGS.items())
+def test_however_a_benchmark_is_spelled(name, usual):
+    """It is the catalog's: its name in the table, unit, prompt and way to grade."""
+    assert jobs_of([name], False, {}) == jobs_of([usual], False, {})
+    assert jobs_of([name, usual], False, {}) == jobs_of([usual], False, {})
+
+
+@pytest.mark.parametrize("environment", [{}, KEY])
+def test_the_shipped_mmbench_is_never_run(environment):
+    """It draws options at random where the service is silent; another number of it changes that
+    not."""
+    for name in ("mmbench_en_dev", "MMBench_EN_Dev", "mmbench_en_dev:submission", "mmb:x:points"):
+        (job,) = jobs_of([name], False, environment)
+        assert job.task == f"mmbench_en_dev_{'graded' if environment else 'static'}"
+        assert bool(job.judge) == bool(environment)
+
+
+def test_another_number_of_a_benchmark():
+    """Has a name of its own beside the benchmark's, and the benchmark's prompt."""
+    more = Wanted("mme_cognition_score", "mme:mme_cognition_score", "points")
+    (job,) = jobs_of(["mme:mme_cognition_score"], False, {})
+    assert job.wanted == (more,)
+    for names in (["paper8", "mme:mme_cognition_score"], ["mme:mme_cognition_score", "paper8"]):
+        (job,) = [one for one in jobs_of(names, False, {}) if one.task == "mme"]
+        assert set(job.wanted) == {Wanted("mme_perception_score", "mme", "points"), more}
+    (job,) = jobs_of(["textvqa_val:submission"], True, {})
+    assert (job.prompt, job.wanted[0].benchmark) == ("ocr", "textvqa_val:submission")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["mmmu_val:mmmu_acc:percent"], ["SEED:seed_image:points"], ["mine:acc", "mine:acc:percent"]],
+)
+def test_a_unit_that_contradicts(names):
+    """The catalog, or another name of the same call."""
+    with pytest.raises(UsageError, match=r"is in fraction; leave out|in two units"):
+        jobs_of(names, False, {})
+
+
+def test_nothing_named():
+    """Commas alone name no task, which is no success."""
+    with pytest.raises(UsageError, match="names no task"):
+        jobs_of([], False, {})
 
 
 def test_a_name_twice_is_one_job():
@@ -103,7 +179,35 @@ def test_ocr_tokens():
     assert having.stem(8) == "textvqa_val-ocr-limit8"
     assert len(tasks("paper8", ocr=True)) == 8
     with pytest.raises(UsageError, match="textvqa_val has"):
-        jobs_of(["mme"], True, {})
+        grouped(jobs_of(["mme"], True, {}), INDEX, True, {})
+
+
+def test_groups():
+    """Are their tasks, as the catalog knows these; OCR tokens are asked for inside, too."""
+    (static, text) = grouped(jobs_of(["both"], True, {}), INDEX, True, {})
+    assert (static.task, text.task, text.prompt) == (
+        "mmbench_en_dev_static",
+        "textvqa_val",
+        "ocr",
+    )
+    (job,) = grouped(jobs_of(["both", "mmbench", "textvqa"], False, {}), INDEX, False, {})[1:]
+    assert (job.prompt, job.wanted) == (
+        "no-ocr",
+        (Wanted("exact_match", "textvqa_val", "fraction"),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("both:acc", "ask for mmbench_en_dev:acc textvqa_val:acc"),
+        ("ScienceQA (Full)", "scienceqa_full: a group.*ask for mme textvqa_val"),
+    ],
+)
+def test_one_number_of_a_group(name, told):
+    """Is refused with the words that ask for those of its tasks."""
+    with pytest.raises(UsageError, match=told):
+        grouped(jobs_of([name], False, {}), INDEX, False, {})
 
 
 def test_own_tasks():
