@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         limit, slow = files.get(item.path, (0.0, 0))
         own = item.get_closest_marker("timeout")
-        limit = max(limit, own.args[0] if own else 0.0)
+        limit = max([limit, *own.args[:1], *own.kwargs.values()] if own else [limit])
         files[item.path] = limit, slow + (item.get_closest_marker("slow") is not None)
     items.sort(key=lambda item: files[item.path], reverse=True)
 

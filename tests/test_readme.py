@@ -16,6 +16,7 @@ NOT_RUN_HERE = {
     "bash run.sh": "installs; test_quickstart runs what it runs",
     "bash run.sh test": "runs this test",
     "bash run.sh test --fast": "runs this test",
+    "bash run.sh install --eval": "installs; tests need what it installs",
     "bash C_score/data/prepare_spair.sh data": "downloads; tests/C_score/test_prepare.py runs it "
     "on a local archive",
 }
@@ -25,6 +26,9 @@ NEEDS_DATA = {
     "law a-score": "dumps, tests/A_score/test_compute.py; a tiny world, tests/scripts",
     "law train": "a tiny world; tests/scripts/test_make_tiny.py",
     "law chat": "a trained model; tests/scripts/test_make_tiny.py",
+    "law evaluate": "a trained model; tests/scripts/test_make_tiny.py and tests/llava/eval",
+    "GPUS=8 RUN=": "a trained model; tests/scripts/test_eval_scripts.py records what it launches",
+    "accelerate launch": "a trained model; tests/llava/eval/test_released_class.py",
     "python scripts/make_tiny.py": "minutes; tests/scripts/test_make_tiny.py",
     "MODEL=": "real weights; tests/scripts/test_train_scripts.py records what it launches",
     "python -m C_score.draw": "weights; tests/C_score/test_draw.py",
@@ -238,6 +242,7 @@ def test_coverage_is_what_the_code_gives():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_quickstart(tmp_path):
     """What `bash run.sh` runs after installing, with the encoders that are installed."""
     found = subprocess.run(
