@@ -7,6 +7,7 @@ newest (by date, then by place) replaces the older ones, and how many were repla
 
 import csv
 import io
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -19,13 +20,15 @@ from llava.errors import TableError
 from llava.files import write_text
 from llava.log import get_logger
 from llava.results_csv import Columns, chunks, opened, read_columns, read_header
-from llava.results_schema import COLUMNS, QUANTITIES, UNITS, ResultRow
+from llava.results_schema import COLUMNS, QUANTITIES, UNITS, ResultRow, timestamp
 
 __all__ = ["COLUMNS", "QUANTITIES", "UNITS", "ResultRow", "ResultsTable", "append", "read"]
 
 logger = get_logger("results")
 
 KEY = ("representation", "quantity", "benchmark", "protocol")
+SAID = tuple(name for name in COLUMNS if name not in ("run_dir", "commit", "date"))
+"""Columns that do not depend on the run that measured: two tables are the same in these."""
 LOCK_SECONDS = 20.0
 
 
@@ -68,9 +71,11 @@ class ResultsTable:
         return [self.names[column][code] for code in codes[np.argsort(first)]]
 
 
-def append(path: str | os.PathLike, rows: Sequence[ResultRow]) -> None:
+def append(path: str | os.PathLike, rows: Sequence[ResultRow], skip_known: bool = False) -> None:
     """Adds `rows` to the table at `path` (made where missing) in one locked, synced write.
 
+    `skip_known` leaves out a row that is there already, or that says what the newest row of the
+    same representation, quantity, benchmark and protocol says in all but run_dir, commit and date.
     A table that somebody wrote by hand with fewer columns first gets the others, empty.
     Raises TableError when the file holds other columns or another process keeps the lock.
     """
@@ -79,6 +84,9 @@ def append(path: str | os.PathLike, rows: Sequence[ResultRow]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _Lock(path):
             _complete_columns(path)
+            lines = [[_cell(getattr(row, name)) for name in COLUMNS] for row in rows]
+            if skip_known:
+                lines = _unknown(path, lines)
             with open(path, "ab+") as handle:
                 handle.seek(0, os.SEEK_END)
                 text = io.StringIO()
@@ -89,10 +97,43 @@ def append(path: str | os.PathLike, rows: Sequence[ResultRow]) -> None:
                     handle.seek(-1, os.SEEK_END)
                     if handle.read(1) != b"\n":  # an editor's last line; ours always end with one
                         text.write("\n")
-                writer.writerows([_cell(getattr(row, name)) for name in COLUMNS] for row in rows)
+                writer.writerows(lines)
                 _write_whole(handle.fileno(), text.getvalue().encode())
     except OSError as error:
         raise TableError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _unknown(path: Path, lines: Iterable[Sequence[str]]) -> list[Sequence[str]]:
+    """Those of `lines` (cells by COLUMNS) that the table, which has all columns, does not hold."""
+    held: set[tuple[str, ...]] = set()
+    newest: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}
+
+    def add(line: Sequence[str]) -> None:
+        when = timestamp(line[COLUMNS.index("date")])
+        when = -math.inf if when is None else when
+        held.add(tuple(line))
+        key = _cells(line, KEY)
+        if key not in newest or when >= newest[key][0]:
+            newest[key] = (when, _cells(line, SAID))
+
+    if path.exists() and path.stat().st_size:
+        with opened(path) as reader:
+            header = read_header(path, reader)
+            for chunk, _ in chunks(path, reader, len(header)):
+                for line in chunk:
+                    add(line)
+    fresh = []
+    for line in lines:
+        known = newest.get(_cells(line, KEY))
+        if tuple(line) in held or (known and known[1] == _cells(line, SAID)):
+            continue
+        fresh.append(line)
+        add(line)
+    return fresh
+
+
+def _cells(line: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(line[COLUMNS.index(name)] for name in names)
 
 
 def _complete_columns(path: Path) -> None:

@@ -25,6 +25,9 @@ class Stub(lmms):
         device: str | None = None,
         conv_template: str | None = None,
         word: str = "",
+        whole: bool = False,
+        dtype: str | None = None,
+        open_api_key: str = "",
     ):
         super().__init__()
         given = {"pretrained": pretrained, "batch_size": batch_size, "conv_template": conv_template}

@@ -114,6 +114,61 @@ def test_append_of_nothing(tmp_path):
     assert len(read(tmp_path / "table.csv")) == 0
 
 
+RUN = {"run_dir": "elsewhere", "commit": "123", "date": "2026-03-01"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, 1),
+        (RUN, 1),
+        *[
+            (RUN | {name: value}, 2)
+            for name, value in {
+                "unit": "percent",
+                "stderr": 0.2,
+                "n": 3,
+                "seed": 1,
+                "spec_hash": "ab",
+                "higher_is_better": False,
+                "value": 0.25,
+                "protocol": "p",
+            }.items()
+        ],
+    ],
+)
+def test_what_is_known_is_skipped(tmp_path, changes, rows):
+    """A row that says the same in all but where and when it was measured; a correction is added."""
+    path = tmp_path / "table.csv"
+    for made in (row(), row(**changes), row(**changes)):
+        append(path, [made, made], skip_known=True)
+    assert len(path.read_text().splitlines()) == 1 + rows
+    append(path, [row()])
+    assert len(path.read_text().splitlines()) == 2 + rows
+
+
+def test_what_was_replaced_is_not_known(tmp_path):
+    """A value that comes back counts again; a row that is there already is not added twice."""
+    path = tmp_path / "table.csv"
+    there = [row(value=float(i % 2), date=f"2026-01-0{i}") for i in (1, 2, 3)]
+    for made in (*there, *there):
+        append(path, [made], skip_known=True)
+    assert len(path.read_text().splitlines()) == 1 + 3
+    assert read(path).value.tolist() == [1.0]
+
+
+def test_known_rows_of_a_table_written_by_hand(table):
+    """Fewer columns, a byte order mark, no end of line; an empty file."""
+    path = table("\ufeff" + HEADER + ",date\n" + GOOD.replace("0.5", "0.25") + ",2026-01-01")
+    append(path, [row()], skip_known=True)
+    append(path, [row()], skip_known=True)
+    assert read(path).value.tolist() == [0.5]
+    assert len(path.read_text().splitlines()) == 3
+    path = table("", "empty.csv")
+    append(path, [row()], skip_known=True)
+    assert len(read(path)) == 1
+
+
 def test_append_after_a_line_without_its_end(table):
     """An editor may leave the last line open; the new row does not run into it."""
     path = table(",".join(COLUMNS) + "\nx,A_cosine,b,0.5,fraction,,,,,,,,,")

@@ -3,9 +3,10 @@
 A summary says what was asked of what; the same question asked again is answered by the file.
 """
 
-import csv
 import hashlib
+import inspect
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,16 +14,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llava import __version__, results
-from llava.errors import UsageError
+from llava.errors import LawError, UsageError
 from llava.eval.evaluation.jobs import Job, own_numbers
+from llava.eval.evaluation.model import model_class
 from llava.eval.evaluation.subject import Subject
+from llava.eval.harness import harness
 from llava.files import read_json, write_json, write_text
+from llava.model.representation import dtype_name
 from llava.sweep.run import commit
 
 KEPT = ".answers"
 """Folder of the answers of tasks that are not finished."""
+USUAL_MODEL = "law_llava"
+"""The class that a protocol does not name."""
 WITHOUT_EFFECT = (
+    "any_template",
     "attn_implementation",
     "batch_size",
     "cache_gb",
@@ -32,6 +41,24 @@ WITHOUT_EFFECT = (
     "max_batch_size",
 )
 """Arguments of a model that change no answer, but for rounding."""
+TOLD_OTHERWISE = ("pretrained", "model_base", "conv_template")
+"""By the fingerprint and the template."""
+PLACES = ("tower_alias",)
+"""Where what is the same by rights is read from: no part of a protocol."""
+PLAIN = re.compile(r"[\w.+-]{1,40}")
+"""A value that a protocol spells out; of others it holds a hash."""
+HIDDEN = "[REDACTED]"
+"""What lmms-eval writes for a secret."""
+PARTS = {
+    "identity": set(),
+    "task": set(),
+    "metrics": set(),
+    "subject": {"representation", "spec_hash", "seed", "path"},
+}
+"""What a summary holds at least."""
+NUMBER = {"value", "stderr", "n", "unit", "higher_is_better", "protocol"}
+"""And of each metric."""
+REMEDY = "delete it, and the task is evaluated again"
 ALSO_SAME = ("config", "questions", "code")
 """Of tasks that a user may have changed since."""
 
@@ -39,14 +66,23 @@ ALSO_SAME = ("config", "questions", "code")
 def identity(
     who: Subject, model: str, model_args: Mapping[str, Any], job: Job, limit: int | None
 ) -> dict[str, Any]:
-    """What tells one evaluation from another, before a task or a model is loaded."""
+    """What tells one evaluation from another, before a task or a model is loaded.
+
+    Of the model's arguments those that are not the class's usual ones and change answers; secrets
+    are told apart by a hash.
+    """
+    signature = inspect.signature(model_class(model).__init__).parameters
+    usual = {name: signature[name].default for name in model_args if name in signature}
+    shown = redacted(model_args)
+    spelled = {name: _spelled(name, value, usual.get(name)) for name, value in model_args.items()}
     return {
         "fingerprint": who.fingerprint,
         "model": model,
         "model_args": {
-            name: str(value)
-            for name, value in sorted(model_args.items())
-            if name not in (*WITHOUT_EFFECT, "pretrained", "conv_template")
+            name: value if shown[name] == model_args[name] else f"{HIDDEN} {_hash(value)}"
+            for name, value in sorted(spelled.items())
+            if name not in (*WITHOUT_EFFECT, *TOLD_OTHERWISE)
+            and not (name in usual and str(usual[name]) == value)
         },
         "template": who.template,
         "task": job.task,
@@ -71,20 +107,21 @@ def fitting(
     """
     if not path.is_file():
         return None
-    found = read_json(path, "delete it, and the task is evaluated again")
-    was, task = found.get("identity", {}), found.get("task", {})
-    differing = [name for name in same if was.get(name) != same[name]]
+    found = _read(path)
+    was, task = found["identity"], found["task"]
+    told = [
+        f"{name} (was {was.get(name, 'not recorded')}, is {same[name]})"
+        for name in same
+        if name not in was or was[name] != same[name]
+    ]
     if described is not None:
-        differing += [name for name in ALSO_SAME if task.get(name) != described[name]]
+        told += [f"the task's {name}" for name in ALSO_SAME if task.get(name) != described[name]]
     asked = {wanted.metric for wanted in job.wanted}
-    lacking = sorted(asked - set(found.get("metrics", {})))
-    if not differing and not lacking:
+    told += [f"it has no {name}" for name in sorted(asked - set(found["metrics"]))]
+    if not told:
         return found
     if overwrite:
         return None
-    told = [f"{name} (was {was[name]}, is {same[name]})" for name in differing if name in was]
-    told += [f"the task's {name}" for name in differing if name not in was]
-    told += [f"it has no {name}" for name in lacking]
     raise UsageError(
         f"{path} is the result of another evaluation: {'; '.join(told)}. Pass --overwrite to "
         "replace results that differ, or another --out"
@@ -96,19 +133,30 @@ def harness_version() -> str:
     return version("lmms_eval")
 
 
-def protocol(who: Subject, job: Job, metric: str, decoded: str, limit: int | None) -> str:
-    """How a number came about; docs/evaluation.md says what the parts are."""
+def protocol(same: Mapping[str, Any], metric: str, decoded: str) -> str:
+    """How a number came about, of an `identity`; docs/evaluation.md says what the parts are."""
     parts = [
-        f"lmms-eval-{harness_version()}",
-        job.task,
+        f"lmms-eval-{same['lmms_eval']}",
+        same["task"],
         metric,
-        job.prompt,
-        job.judge,
-        who.template,
+        same["prompt"],
+        same["judge"],
+        same["template"],
         decoded,
-        f"limit-{limit}" if limit else "",
+        "" if same["model"] == USUAL_MODEL else same["model"],
+        *(
+            f"{name}-{value if PLAIN.fullmatch(value) else _hash(value)[:8]}"
+            for name, value in same["model_args"].items()
+            if name not in PLACES and not value.startswith(HIDDEN)
+        ),
+        f"limit-{same['limit']}" if same["limit"] else "",
     ]
     return "/".join(part for part in parts if part)
+
+
+def redacted(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model as they may be written: keys and passwords are not told."""
+    return harness("evaluator")._redact_eval_config_secrets(dict(model_args))
 
 
 def write(
@@ -124,8 +172,8 @@ def write(
 
 def answers_of(path: Path, same: Mapping[str, Any], described: Mapping[str, Any]) -> Path:
     """The folder of the answers of an unfinished task; another question or model has another."""
-    told = json.dumps([same, described], sort_keys=True).encode()
-    return path.parent / KEPT / f"{path.stem}@{hashlib.sha256(told).hexdigest()[:16]}"
+    told = json.dumps([same, described], sort_keys=True)
+    return path.parent / KEPT / f"{path.stem}@{_hash(told)}"
 
 
 def samples_of(path: Path) -> Path:
@@ -157,23 +205,6 @@ def rows(summary: Mapping[str, Any], job: Job) -> list[results.ResultRow]:
     ]
 
 
-def append_new(table: Path, made: Sequence[results.ResultRow]) -> None:
-    """Adds those rows that the table does not hold yet, with their date and value."""
-    held = set()
-    if table.is_file():
-        with open(table, encoding="utf-8-sig", newline="") as handle:
-            held = {_known_by(row) for row in csv.DictReader(handle)}
-    fresh = [row for row in made if _known_by(vars(row)) not in held]
-    if fresh:
-        results.append(table, fresh)
-
-
-def _known_by(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(
-        str(row.get(name)) for name in ("representation", "benchmark", "protocol", "date", "value")
-    )
-
-
 def now() -> str:
     """The time, as results have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -188,3 +219,28 @@ def versions() -> dict[str, str]:
 def code() -> str:
     """The commit of this code, empty outside of a checkout."""
     return commit() or ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A summary in the form that `run` gives it."""
+    found = read_json(path, REMEDY)
+    parts = [(found.get(name), needed) for name, needed in PARTS.items()]
+    if all(isinstance(part, dict) for part, _ in parts):
+        parts += [(number, NUMBER) for number in found["metrics"].values()]
+    whole = all(isinstance(part, dict) and needed <= set(part) for part, needed in parts)
+    if not whole or not {"commit", "date"} <= set(found):
+        raise LawError(f"{path}: is no summary of an evaluation; {REMEDY}")
+    return found
+
+
+def _spelled(name: str, value: Any, usual: Any) -> str:
+    """One text for all that mean the same: `half` and `torch.float16`, 1 and True."""
+    if name == "dtype":
+        value = getattr(torch, str(value).removeprefix("torch."), value)
+        return dtype_name(value)
+    return str(bool(value) if isinstance(usual, bool) and isinstance(value, int) else value)
+
+
+def _hash(value: Any) -> str:
+    """16 hex digits."""
+    return hashlib.sha256(str(value).encode()).hexdigest()[:16]

@@ -67,7 +67,8 @@ class Ready:
 
     def protocol(self, asked: Asked, metric: str) -> str:
         """Of one of its numbers."""
-        return files.protocol(asked.who, self.job, metric, decoding(self.task), asked.limit)
+        same = files.identity(asked.who, asked.model, asked.model_args, self.job, asked.limit)
+        return files.protocol(same, metric, decoding(self.task))
 
 
 def run(arguments: argparse.Namespace) -> tuple[str, dict[str, str]]:
@@ -226,7 +227,7 @@ def _open_files(
 
 def _append(asked: Asked, job: Job, summary: dict[str, Any]) -> None:
     if asked.results:
-        files.append_new(asked.results, files.rows(summary, job))
+        results.append(asked.results, files.rows(summary, job), skip_known=True)
 
 
 def _evaluate(
@@ -287,7 +288,7 @@ def _one(asked: Asked, one: Ready, lm: Any) -> dict[str, Any] | None:
         "documents": _counted(asked, one),
         "task": one.described,
         "subject": asdict(asked.who),
-        "model_args": asked.model_args,
+        "model_args": files.redacted(asked.model_args),
         "settings": getattr(lm, "settings", None),
         "versions": files.versions(),
         "commit": files.code(),

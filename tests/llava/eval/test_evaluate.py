@@ -25,7 +25,7 @@ CONFIG = {
 PACKAGES = {"torch": "2"}
 """In place of all that are installed, which takes half a second to list."""
 DOCUMENTS = 10
-VQA = "lmms-eval-0.7.3/vqa/exact_match/vicuna_v1/greedy"
+VQA = "lmms-eval-0.7.3/vqa/exact_match/vicuna_v1/greedy/stub"
 TASK = """\
 task: {name}
 dataset_path: json
@@ -160,7 +160,7 @@ def test_what_is_written(world, capsys):
         "seed": "5",
     }
     assert float(rows[0]["stderr"]) == number["stderr"]
-    assert rows[1]["protocol"].endswith("choice/acc/vicuna_v1/likelihood")
+    assert rows[1]["protocol"].endswith("choice/acc/vicuna_v1/likelihood/stub")
     said = capsys.readouterr()
     assert [line.split()[0] for line in said.out.splitlines()] == ["benchmark", "vqa", "choice"]
 
@@ -255,6 +255,80 @@ def test_results_of_another_evaluation(world, change, flags, told):
     assert len(evaluate(world, *flags, "--overwrite")) == DOCUMENTS
     assert evaluate(world, *flags, "--overwrite") == []
     assert evaluate(world, *flags) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ("--model_args whole=False,word=", ""),
+        ("--batch_size 1 --device cpu", ""),
+        ("--model_args whole=True", "/whole-True"),
+        ("--model_args whole=1,word=b", "/whole-True/word-b"),
+        ("--dtype float16", "/dtype-float16"),
+        ("--dtype torch.half", "/dtype-float16"),
+        ("--model_args word=a/b", "/word-c14cddc0"),
+        ("--model_args open_api_key=hunter2", ""),
+    ],
+)
+def test_arguments_in_the_protocol(world, capsys, flags, part):
+    """What may change answers, in one order and spelling; another model's class; no secrets."""
+    evaluate(world, "--check", *flags.split(" "))
+    said = capsys.readouterr().out
+    assert said == f"vqa: {DOCUMENTS} documents, {VQA}{part}\n"
+
+
+def test_the_usual_class_is_not_named(world, capsys):
+    """Rows of `law_llava` have the protocol that they always had; its own defaults are none."""
+    given = "any_template=True,stop_at_until=False,cache_gb=1,tower_alias="
+    evaluate(world, "--check", "--model_args", given, model="law_llava")
+    assert capsys.readouterr().out.endswith(f"{VQA.removesuffix('/stub')}\n")
+    evaluate(world, "--check", "--model_args", "stop_at_until=True", model="law_llava")
+    assert capsys.readouterr().out.endswith(f"{VQA.removesuffix('/stub')}/stop_at_until-True\n")
+
+
+def test_secrets_are_not_written(world):
+    """Nor told; another key is another evaluation all the same."""
+    evaluate(world, "--model_args", "open_api_key=hunter2,word=hf_" + "x" * 30)
+    assert Stub.made[0]["word"] == "hf_" + "x" * 30
+    text = (world / "run" / "eval" / "vqa.json").read_text()
+    assert "hunter2" not in text
+    assert "hf_xxx" not in text
+    assert evaluate(world, "--model_args", "open_api_key=hunter2,word=hf_" + "x" * 30) == []
+    with pytest.raises(UsageError, match="model_args") as caught:
+        evaluate(world, "--model_args", "open_api_key=hunter3,word=hf_" + "x" * 30)
+    assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ['{"identity": 3}', "{}", "[]", "{", '{"metrics": {"a": 1}}'])
+def test_a_summary_that_is_none(world, text):
+    """Says what to do, before a model is made."""
+    evaluate(world)
+    found = read(world / "run" / "eval" / "vqa.json")
+    made = text if text[0] != "{" or len(text) < 3 else json.dumps(found | json.loads(text))
+    (world / "run" / "eval" / "vqa.json").write_text(made)
+    with pytest.raises(LawError, match=r"vqa\.json.*delete it, and the task is evaluated again"):
+        evaluate(world)
+    assert len(Stub.made) == 1
+
+
+def test_a_summary_of_another_version(world):
+    """What it did not record is told as such, not as a fact about the task."""
+    evaluate(world)
+    path = world / "run" / "eval" / "vqa.json"
+    found = read(path)
+    del found["identity"]["judge"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(UsageError, match=r"evaluation: judge \(was not recorded, is \)\."):
+        evaluate(world)
+
+
+def test_a_corrected_unit_is_in_the_table(world, capsys):
+    """What is printed is what the table says."""
+    for unit in ("points", "percent"):
+        given = ["--results", world / "results.csv"]
+        evaluate(world, *given, tasks=f"vqa:exact_match:{unit}")
+        evaluate(world, *given, tasks=f"vqa:exact_match:{unit}")
+    assert [row["unit"] for row in table(world)] == ["points", "percent"]
 
 
 def test_limits_stand_beside_the_whole(world):
@@ -398,7 +472,7 @@ def test_drawn_answers_are_not_kept(world, monkeypatch):
     monkeypatch.setattr(evaluation_answers, "AT_ONCE", 4)
     evaluate(world)
     found = read(world / "run" / "eval" / "vqa.json")
-    assert found["metrics"]["exact_match"]["protocol"].endswith("/sampled0.5")
+    assert found["metrics"]["exact_match"]["protocol"].endswith("/sampled0.5/stub")
 
 
 @pytest.mark.parametrize(
@@ -412,7 +486,7 @@ def test_drawn_answers_are_not_kept(world, monkeypatch):
         (["--model_args", "word"], "k=v"),
         (["--model_args", "device=cpu", "--device", "cpu"], "--device alone"),
         (["--model_args", "pretrained=x"], "--run alone"),
-        (["--dtype", "float16"], "unknown argument 'dtype'"),
+        (["--model_base", "x"], "unknown argument 'model_base'"),
         (["--conv_template", "v11"], "did you mean 'v1'"),
         (["--include_path", "nowhere"], "no such folder"),
         (["--limit", "0"], "--limit 0"),
