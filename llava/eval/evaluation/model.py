@@ -49,6 +49,7 @@ def given_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "model_base": arguments.model_base,
         "conv_template": arguments.conv_template,
         "dtype": arguments.dtype,
+        "tower_alias": ";".join(arguments.tower_alias) or None,
     }
     for name, value in flags.items():
         if value is None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from llava.conversation import conv_templates
-from llava.errors import UsageError
+from llava.errors import UnknownNameError, UsageError
 from llava.eval.evaluation.fingerprint import PIECE as PIECE
 from llava.eval.evaluation.fingerprint import fingerprint
 from llava.eval.prompts import version_of
@@ -16,7 +16,8 @@ from llava.files import read_json
 from llava.model.builder import config_fields
 from llava.model.checkpoint_layout import LORA, STAGE1, TEXT, Checkpoint
 from llava.model.multimodal_encoder.pretrained import folder_digest
-from llava.model.multimodal_encoder.registry import Representation
+from llava.model.multimodal_encoder.registry import HUB_ID, Representation
+from llava.model.multimodal_encoder.spec import TowerSpec
 from llava.model.representation import representation_of, spec_hash
 
 
@@ -48,9 +49,14 @@ def subject(
     checkpoint = Checkpoint(path)
     _check_kind(checkpoint, base)
     fields = config_fields(checkpoint)
-    representation = representation_of(SimpleNamespace(**fields), towers)
+    try:
+        representation = representation_of(SimpleNamespace(**fields), towers)
+    except UnknownNameError as error:
+        raise UsageError(f"{path}: its vision tower: {error}; {_remedy('OLD')}") from error
     if representation is None:
         raise UsageError(f"{path}: its config names no vision tower (mm_vision_tower)")
+    for part in representation.parts:
+        _check_there(path, part, towers or {})
     version = version_of(fields.get("conversation_version"), template)
     prints = [fingerprint(one) for one in (path, base) if one]
     return Subject(
@@ -61,6 +67,21 @@ def subject(
         _seed(Path(path)),
         "+".join([*prints, *_digest_of_towers(representation)]),
     )
+
+
+def _check_there(path: str, part: TowerSpec, towers: Mapping[str, str]) -> None:
+    """A tower is a folder that is there, or a hub id; it was no folder if it has no digest."""
+    where = part.weights or part.id
+    is_name = HUB_ID.fullmatch(where) and (not part.digest or part.id in towers)
+    if not (is_name or Path(where).is_dir()):
+        raise UsageError(
+            f"{path}: its vision tower {where} is not here (seen from {Path.cwd()}); "
+            f"{_remedy(part.id)}"
+        )
+
+
+def _remedy(tower: str) -> str:
+    return f"say where it is now with --tower-alias {tower}=FOLDER"
 
 
 def _digest_of_towers(representation: Representation) -> list[str]:

@@ -113,7 +113,7 @@ def resolve(
         raise UsageError("a representation needs at least one tower; `law towers` lists them")
     if join not in JOINS:
         raise UsageError(unknown_name("join", join, JOINS))
-    asked = [part for text in names for part in _parts(text)]
+    asked = [part for text in names for part in _moved(text, replace) or _parts(text)]
     unused = set(replace or {}) - {part.known for part in asked}
     if unused:
         raise UsageError(
@@ -191,6 +191,12 @@ def known_names() -> list[str]:
     """Every id and alias, as a suggestion is looked for among."""
     aliases = [alias for family in families().values() for alias in family.aliases]
     return [*towers(), *aliases, *(e.display for e in catalog.representations().values())]
+
+
+def _moved(text: str, replace: Mapping[str, str] | None) -> list[Asked]:
+    """The part that is a folder whose weights are elsewhere now; it need not be there."""
+    known = _folder_id(text)
+    return [Asked(known)] if "/" in text and known in (replace or {}) else []
 
 
 def _parts(text: str) -> list[Asked]:
@@ -324,19 +330,33 @@ def plain(representation: Representation) -> dict:
 
 
 def parse_replacements(pairs: Sequence[str]) -> dict[str, str]:
-    """`OLD=NEW` flags as a mapping from a tower's id to where its weights are."""
+    """`OLD=NEW` flags as a mapping from a tower's id to where its weights are.
+
+    OLD is a name, or the path of a folder that is no longer there, as a model's config names it.
+    """
     found = {}
     for pair in pairs:
         old, _, new = pair.partition("=")
         if not old or not new:
             raise UsageError(f"'{pair}': expected OLD=NEW, a tower's name and a folder or hub id")
-        part, *more = _parts(old)
-        if more:
-            raise UsageError(f"'{old}' names several towers; replace them one by one")
-        if part.size or part.options.given:
-            raise UsageError(f"'{old}': name the tower alone, {part.known}, without its settings")
+        known = _alone(old)
         if _is_folder(new):
-            found[part.known] = _folder_id(new)
+            found[known] = _folder_id(new)
         else:
-            found[part.known], _ = _known().get(new.lower(), (new, None))
+            found[known], _ = _known().get(new.lower(), (new, None))
     return found
+
+
+def _alone(old: str) -> str:
+    """The id of the one tower that `old` names; UsageError for several, or for one with settings.
+
+    A path that is nothing else names a folder that was there.
+    """
+    if "/" in old and _parse(catalog.representation_id(old)) is None:
+        return _folder_id(old)
+    part, *more = _parts(old)
+    if more:
+        raise UsageError(f"'{old}' names several towers; replace them one by one")
+    if part.size or part.options.given:
+        raise UsageError(f"'{old}': name the tower alone, {part.known}, without its settings")
+    return part.known
