@@ -82,10 +82,13 @@ def _answers(
 
 
 def _drawn(request: Any) -> bool:
-    """Whether the answer is drawn at random, and would be another one the next time."""
+    """Whether the answer is drawn at random, and would be another one the next time.
+
+    The temperature alone says so, whatever `do_sample` does, as in law_llava and in the protocol.
+    """
     for given in request.args:
         if isinstance(given, dict):
-            return bool(given.get("do_sample")) or (given.get("temperature") or 0) > 0
+            return (given.get("temperature") or 0) > 0
     return False
 
 

@@ -464,15 +464,27 @@ def test_answers_of_another_model_are_not_taken(world, monkeypatch):
     assert not list((world / "run" / "eval" / ".answers").iterdir())
 
 
-def test_drawn_answers_are_not_kept(world, monkeypatch):
-    """A draw that was cut short is drawn anew; its protocol says that it is one."""
+@pytest.mark.parametrize(("temperature", "first"), [("0.5", 0), ("0", 4)])
+def test_drawn_answers_are_not_kept(world, monkeypatch, temperature, first):
+    """A draw that was cut short is drawn anew, and its protocol says so; `do_sample` at temperature
+    0 draws nothing, and what was answered is kept."""
     path = world / "tasks" / "vqa.yaml"
-    text = path.read_text().replace("temperature: 0", "temperature: 0.5")
+    text = path.read_text().replace("temperature: 0", f"temperature: {temperature}")
     path.write_text(text.replace("do_sample: false", "do_sample: true"))
     monkeypatch.setattr(evaluation_answers, "AT_ONCE", 4)
-    evaluate(world)
-    found = read(world / "run" / "eval" / "vqa.json")
-    assert found["metrics"]["exact_match"]["protocol"].endswith("/sampled0.5/stub")
+
+    def killing(request, _):
+        if request.doc_id == 6:
+            raise Killed
+        return "no"
+
+    Stub.rule = staticmethod(killing)
+    with pytest.raises(Killed):
+        evaluate(world)
+    Stub.rule = None
+    assert evaluate(world) == [("vqa", i) for i in range(first, DOCUMENTS)]
+    found = read(world / "run" / "eval" / "vqa.json")["metrics"]["exact_match"]
+    assert found["protocol"].endswith("/greedy/stub" if first else "/sampled0.5/stub")
 
 
 @pytest.mark.parametrize(
