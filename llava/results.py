@@ -103,16 +103,19 @@ def append(path: str | os.PathLike, rows: Sequence[ResultRow], skip_known: bool 
         raise TableError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _unknown(path: Path, lines: Iterable[Sequence[str]]) -> list[Sequence[str]]:
+def _unknown(path: Path, lines: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """Those of `lines` (cells by COLUMNS) that the table, which has all columns, does not hold."""
+    keys = {_cells(line, KEY) for line in lines}  # others need no memory
     held: set[tuple[str, ...]] = set()
     newest: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}
 
     def add(line: Sequence[str]) -> None:
+        key = _cells(line, KEY)
+        if key not in keys:
+            return
+        held.add(tuple(line))
         when = timestamp(line[COLUMNS.index("date")])
         when = -math.inf if when is None else when
-        held.add(tuple(line))
-        key = _cells(line, KEY)
         if key not in newest or when >= newest[key][0]:
             newest[key] = (when, _cells(line, SAID))
 
