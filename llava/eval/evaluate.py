@@ -84,13 +84,17 @@ def main(argv: Sequence[str]) -> None:
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: expected a whole number from 1")
     if arguments.python:
-        sys.exit(in_interpreter(arguments.python, without(argv, "--python")))
-    if arguments.processes > 1 and launch().world == 1:
-        sys.exit(in_processes(arguments.processes, without(argv, "--processes")))
-    from llava.eval.evaluation.run import run  # transformers and torch: --help is quick
+        in_interpreter(arguments.python, without(argv, "--python"))
+    from llava.eval.evaluation.run import look, run  # transformers and torch: --help is quick
 
+    shared = arguments.processes > 1 and launch().world == 1 and not arguments.check
     with contextlib.redirect_stdout(sys.stderr):  # what lmms-eval and its tasks print
-        said, failed = run(arguments)
+        if shared:
+            look(arguments)  # what is wrong is told once, and not by a launcher
+        else:
+            said, failed = run(arguments)
+    if shared:
+        in_processes(arguments.processes, without(argv, "--processes"))
     sys.stdout.write(said)
     if failed and launch().rank == 0:  # a launcher would end it at once if another one failed
         told = "".join(f"\n  {task}: {why}" for task, why in failed.items())

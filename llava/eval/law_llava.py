@@ -6,7 +6,6 @@ greedy answers are the same; likelihoods are of the tokens that training would s
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -20,11 +19,12 @@ from llava.conversation import template
 from llava.data.masks import CHAT
 from llava.errors import LawError, UsageError
 from llava.eval.answering import Answering, Decoding, Question
+from llava.eval.evaluation.together import LONGEST_WAIT
 from llava.eval.prompts import Prompts, is_plain, version_of
 from llava.eval.vision_cache import VisionCache
 from llava.launch import launch
 from llava.log import get_logger
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import as_dtype, load_pretrained_model
 from llava.model.checkpoint_layout import Checkpoint
 from llava.model.multimodal_encoder.preprocess import to_rgb
 from llava.model.multimodal_encoder.registry import parse_replacements
@@ -32,8 +32,6 @@ from llava.model.representation import dtype_name
 
 logger = get_logger("eval")
 
-LONGEST_WAIT = timedelta(days=7)
-"""Of ranks that are done for one that is not."""
 BETWEEN_IMAGES = " "
 """As lmms-eval's own `llava` joins the marks of several images."""
 LATELY_OPENED = 8
@@ -62,10 +60,29 @@ class LawLlava(lmms):
     "ID=FOLDER;ID=FOLDER". `features`: a feature store, read and added to. `cache_gb`: room for
     tower tokens in memory.
 
-    Raises UsageError for what cannot be meant, before weights are read.
+    Raises UsageError for what cannot be meant, before weights are read; `check` raises it alone.
     """
 
     is_simple = True
+
+    @staticmethod
+    def check(
+        pretrained: str,
+        conv_template: str | None = None,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str | None = None,
+        cache_gb: float | str = 2.0,
+        any_template: bool = False,
+        **others: Any,
+    ) -> tuple[str, int, str, float]:
+        """(template, batch size, device, GB of cache) that such an instance has; reads no weights.
+
+        Raises UsageError for what cannot be meant.
+        """
+        as_dtype(dtype, on_cuda=False)
+        version = _version(Checkpoint(str(pretrained)), conv_template, bool(any_template))
+        return version, _whole(batch_size), _device(device), _gigabytes(cache_gb)
 
     def __init__(
         self,
@@ -87,10 +104,9 @@ class LawLlava(lmms):
         super().__init__()
         if unknown:
             raise UsageError(f"model_args: {', '.join(sorted(unknown))} mean nothing to law_llava")
-        batch_size = _whole(batch_size)
-        checkpoint = Checkpoint(str(pretrained))
-        version = _version(checkpoint, conv_template, bool(any_template))
-        place = _device(device)
+        version, batch_size, place, cache_gb = self.check(
+            pretrained, conv_template, batch_size, device, dtype, cache_gb, any_template
+        )
         self.accelerator = _accelerator(place)
         tokenizer, model, processor, _ = load_pretrained_model(
             str(pretrained),
@@ -98,12 +114,12 @@ class LawLlava(lmms):
             attn_implementation=attn_implementation,
             device="cuda" if device_map and place != "cpu" else place,
             device_map=device_map,
-            dtype=dtype or _recorded_dtype(checkpoint),
+            dtype=dtype or _recorded_dtype(Checkpoint(str(pretrained))),
             tower_replacements=parse_replacements([p for p in tower_alias.split(";") if p]),
         )
         self.until = bool(stop_at_until)
         self.prompts = Prompts(tokenizer, model.config, version)
-        cache = VisionCache(model, processor, float(cache_gb), features)
+        cache = VisionCache(model, processor, cache_gb, features)
         self.answering = Answering(model, self.prompts, cache, batch_size)
         self.settings = self._settings(model, version)
         self._opened = lru_cache(LATELY_OPENED)(self._open)
@@ -293,3 +309,13 @@ def _whole(batch_size: int | str) -> int:
     if count < 1:
         raise UsageError(f"batch_size {batch_size}: expected a whole number from 1")
     return count
+
+
+def _gigabytes(room: float | str) -> float:
+    try:
+        found = float(room)
+    except (TypeError, ValueError):
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise UsageError(f"cache_gb {room}: expected a number of gigabytes, or 0 for no cache")
+    return found

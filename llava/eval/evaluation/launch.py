@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from llava.errors import LawError, UsageError
 from llava.eval.harness import INSTALL
@@ -33,13 +34,13 @@ os.write(out, json.dumps(said).encode())
 """
 
 
-def in_interpreter(python: str, argv: Sequence[str]) -> int:
-    """Runs `law evaluate ARGV` by the interpreter `python`; its exit code.
+def in_interpreter(python: str, argv: Sequence[str]) -> NoReturn:
+    """Becomes `law evaluate ARGV` by the interpreter `python`.
 
     That environment needs lmms-eval and what `llava` imports, not `llava` itself: a checkout of it
     is put on its path. Raises UsageError for no interpreter, LawError naming what is missing.
     """
-    environment = _with_our_path()
+    environment = _environment()
     logger.info("looking at %s", python)
     try:
         done = subprocess.run(
@@ -55,15 +56,15 @@ def in_interpreter(python: str, argv: Sequence[str]) -> int:
         told = "; ".join(f"{name} does not import ({why})" for name, why in missing.items())
         types = "; ".join(f"`{NEEDED[name]}`" for name in missing)
         raise LawError(f"--python {python}: {told}; in that environment type {types}")
-    return subprocess.run([python, "-m", "llava", "evaluate", *argv], env=environment).returncode
+    _become([python, "-m", "llava", "evaluate", *argv], environment)
 
 
-def in_processes(count: int, argv: Sequence[str]) -> int:
-    """Runs `law evaluate ARGV` in `count` processes that share every task, by torchrun."""
+def in_processes(count: int, argv: Sequence[str]) -> NoReturn:
+    """Becomes torchrun, with `law evaluate ARGV` in `count` processes that share every task."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     # Without the bare -- it would take our --run for an abbreviation of its own --run-path.
     command = [*launcher, "--nproc_per_node", str(count), "-m", "--", "llava", "evaluate", *argv]
-    return subprocess.run(command, env=_with_our_path()).returncode
+    _become(command, _environment())
 
 
 def without(argv: Sequence[str], flag: str) -> list[str]:
@@ -79,10 +80,18 @@ def without(argv: Sequence[str], flag: str) -> list[str]:
     return kept
 
 
-def _with_our_path() -> dict[str, str]:
-    """Our environment with this checkout on Python's path; installed ones stand among packages that
-    another interpreter must not see."""
+def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
+    """Puts another program in this process's place: signals reach it, its exit code is ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvpe(command[0], command, environment)  # noqa: S606 - no shell is meant
+
+
+def _environment() -> dict[str, str]:
+    """Ours with this checkout on Python's path; installed ones stand among packages that another
+    interpreter must not see. A folder `llava` in the current directory is not taken for it."""
+    found = {**os.environ, "PYTHONSAFEPATH": "1"}
     if not (ROOT / "pyproject.toml").is_file():
-        return dict(os.environ)
+        return found
     before = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), before]))}
+    return found | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), before]))}

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import distributed
 
 from llava import results
@@ -19,11 +20,13 @@ from llava.eval.evaluation.model import fitted, given_arguments, model_class
 from llava.eval.evaluation.subject import Subject, subject
 from llava.eval.evaluation.table import as_table
 from llava.eval.evaluation.task import decoding, described, documents, evaluate_task, prepare
+from llava.eval.evaluation.together import close_group, first_alone, of_first, open_group
 from llava.eval.harness import INSTALL, harness, load_tasks, task_manager
 from llava.files import write_json
 from llava.launch import launch
 from llava.log import get_logger
 from llava.model.multimodal_encoder.registry import parse_replacements
+from llava.results_csv import read_columns
 from llava.sweep.run import environment
 
 logger = get_logger("eval")
@@ -71,35 +74,59 @@ class Ready:
         return files.protocol(same, metric, decoding(self.task))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a call means, before data or a model are read."""
+
+    asked: Asked
+    jobs: list[Job]
+    manager: Any
+    """lmms-eval's index of tasks."""
+    changeable: set[str]
+    """Tasks of a user's own, which may have changed since they were evaluated."""
+
+
+def look(arguments: argparse.Namespace) -> Plan:
+    """What the flags mean; raises LawError for flags, a checkpoint or names that cannot be meant,
+    and for places that cannot be written."""
+    names = [name for given in arguments.tasks for name in given.split(",") if name]
+    jobs = jobs_of(names, arguments.ocr, os.environ)
+    _check_launcher()
+    _check_version()
+    asked = _asked(arguments)
+    _check_places(asked)
+    manager = task_manager([job.task for job in jobs], arguments.include_path)
+    jobs = grouped(jobs, manager, arguments.ocr, os.environ)
+    _check_limits(jobs, asked.limit)
+    changeable = {job.task for job in jobs if _is_below(manager, job.task, arguments.include_path)}
+    return Plan(asked, jobs, manager, changeable)
+
+
 def run(arguments: argparse.Namespace) -> tuple[str, dict[str, str]]:
     """Evaluates what has no fitting result yet: (table of all results, task -> why it failed).
 
     The table is empty but on rank zero. Whatever is wrong with flags, checkpoint or names is raised
     before a model is loaded.
     """
-    names = [name for given in arguments.tasks for name in given.split(",") if name]
-    jobs = jobs_of(names, arguments.ocr, os.environ)
-    _check_launcher()
-    _check_version()
-    asked = _asked(arguments)
-    manager = task_manager([job.task for job in jobs], arguments.include_path)
-    jobs = grouped(jobs, manager, arguments.ocr, os.environ)
-    _check_limits(jobs, asked.limit)
-    changeable = {job.task for job in jobs if _is_below(manager, job.task, arguments.include_path)}
-    done: dict[str, dict[str, Any]] = {}
-    for job in jobs:
-        if job.task not in changeable and (found := asked.done(job)):
-            done[job.task] = found
-    ready, failed = _load(asked, jobs, manager, changeable, done)
-    if arguments.check:
-        return _plan(asked, ready, done), failed
+    plan = look(arguments)
+    asked, jobs = plan.asked, plan.jobs
+    if launch().world > 1:
+        open_group(not torch.cuda.is_available() or asked.model_args.get("device") == "cpu")
+    done = of_first(lambda: _done(asked, [job for job in jobs if job.task not in plan.changeable]))
+    with first_alone():
+        ready, failed = _load(asked, jobs, plan.manager, done)
+    done |= of_first(lambda: _unchanged(asked, ready, plan.changeable))
+    failed = {task: why for task, why in failed.items() if task not in done}
+    ready = _agreed([one for one in ready if one.job.task not in done], failed)
     first = launch().rank == 0
+    if arguments.check:
+        close_group()
+        return _told_ahead(asked, ready, done) if first else "", failed
     if first:
         _open_files(asked, jobs, ready, done)
     if ready:
         _evaluate(asked, ready, done, failed)
-    if distributed.is_initialized():  # its threads, alive when Python ends, may abort it
-        distributed.destroy_process_group()
+    close_group()
     rows = [row for job in jobs if job.task in done for row in files.rows(done[job.task], job)]
     return as_table(rows) if first else "", failed
 
@@ -117,16 +144,43 @@ def _asked(arguments: argparse.Namespace) -> Asked:
     )
     folder = Path(arguments.run)
     beside = folder / "eval" if folder.is_dir() else Path("eval") / arguments.run.replace("/", "--")
+    model_args = fitted(cls, arguments.model, given, who.template)
+    if hasattr(cls, "check"):  # ours refuses without a model what it would refuse with one
+        cls.check(**model_args)
     return Asked(
         who,
         arguments.model,
         cls,
-        fitted(cls, arguments.model, given, who.template),
+        model_args,
         arguments.out or beside,
         arguments.limit,
         arguments.overwrite,
         arguments.results,
     )
+
+
+def _check_places(asked: Asked) -> None:
+    """Raises LawError where results could not be written, or for a table that is another one."""
+    if launch().rank:
+        return
+    _check_writable(asked.out / "environment.json")
+    if asked.results:
+        _check_writable(asked.results)
+        if asked.results.is_file() and asked.results.stat().st_size:
+            read_columns([asked.results])
+
+
+def _check_writable(path: Path) -> None:
+    """As far as can be told without making a file or folder."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    reasons = (
+        (path.is_dir(), "is a folder"),
+        (there != path and not there.is_dir(), f"{there} is no folder"),
+        (not os.access(there, os.W_OK), f"no permission for {there}"),
+    )
+    for wrong, why in reasons:
+        if wrong:
+            raise LawError(f"{path}: cannot be written: {why}")
 
 
 def _check_launcher() -> None:
@@ -168,14 +222,26 @@ def _is_below(manager: Any, task: str, folders: Sequence[str]) -> bool:
     return any(path.is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
+def _done(asked: Asked, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    """Task -> summary, of those that are finished."""
+    return {job.task: found for job in jobs if (found := asked.done(job))}
+
+
+def _unchanged(
+    asked: Asked, ready: Sequence[Ready], changeable: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Task -> summary, of a user's own tasks that are finished and are what they were then."""
+    return {
+        one.job.task: found
+        for one in ready
+        if one.job.task in changeable and (found := asked.done(one.job, one.described))
+    }
+
+
 def _load(
-    asked: Asked,
-    jobs: Sequence[Job],
-    manager: Any,
-    changeable: Collection[str],
-    done: dict[str, dict[str, Any]],
+    asked: Asked, jobs: Sequence[Job], manager: Any, done: Collection[str]
 ) -> tuple[list[Ready], dict[str, str]]:
-    """(tasks to evaluate, task -> why its data cannot be had); adds to `done` what turns out so."""
+    """(tasks whose data are read, task -> why its data cannot be had), but for what is `done`."""
     ready, failed = [], {}
     harness("evaluator")._enable_reentrant_filelocks()  # as it does before it reads data itself
     for job in jobs:
@@ -190,17 +256,13 @@ def _load(
             raise
         except Exception as error:
             failed[job.task] = _told(error)
-            if launch().rank == 0:
-                logger.error("%s: %s", job.task, _told(error))
-            continue
-        if job.task in changeable and (found := asked.done(job, made)):
-            done[job.task] = found
+            logger.error("%s: %s", job.task, _told(error))
             continue
         ready.append(Ready(job, task, manager, made))
     return ready, failed
 
 
-def _plan(asked: Asked, ready: Sequence[Ready], done: dict[str, dict[str, Any]]) -> str:
+def _told_ahead(asked: Asked, ready: Sequence[Ready], done: dict[str, dict[str, Any]]) -> str:
     """What a call without --check would do."""
     lines = [f"{task}: is done" for task in done]
     for one in ready:
@@ -238,7 +300,7 @@ def _evaluate(
 ) -> None:
     """Asks one model all that is ready; adds to `done` on rank zero, and to `failed`."""
     lm = asked.cls(**asked.model_args)
-    for one in _agreed(ready, failed):
+    for one in ready:
         started = time.monotonic()
         try:
             summary = _one(asked, one, lm)
@@ -263,7 +325,7 @@ def _agreed(ready: Sequence[Ready], failed: dict[str, str]) -> list[Ready]:
     distributed.all_gather_object(everywhere, [one.job.task for one in ready])
     common = set(everywhere[0]).intersection(*everywhere)
     for task in set().union(*everywhere) - common:
-        failed[task] = "some process has its data or its result, and some has not"
+        failed.setdefault(task, "one of the processes cannot have its data, and says why")
     return [one for one in ready if one.job.task in common]
 
 

@@ -40,6 +40,18 @@ def interpreter(tmp_path):
     return make
 
 
+@pytest.fixture
+def becomes(monkeypatch):
+    """Runs what this process would become beside it, and ends with its exit code."""
+
+    def run(program, command, environment):
+        assert program == command[0]
+        raise SystemExit(subprocess.run(command, env=environment).returncode)
+
+    monkeypatch.setattr(evaluation_launch.os, "execvpe", run)
+
+
+@pytest.mark.usefixtures("becomes")
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_another_interpreter(interpreter, code):
     """Gets the same flags but its own, with this project on its path; its exit code is ours."""
@@ -52,6 +64,7 @@ def test_another_interpreter(interpreter, code):
     assert words == ["-m", "llava", "evaluate", *FLAGS, "--processes", "4"]
 
 
+@pytest.mark.usefixtures("becomes")
 def test_an_installed_package_stays_where_it_is(interpreter, monkeypatch, tmp_path):
     """Beside it stand packages of this environment, which the other one must not see."""
     monkeypatch.setattr(evaluation_launch, "ROOT", tmp_path / "site-packages")
@@ -96,26 +109,52 @@ def test_the_probe():
 
 
 def test_several_processes(monkeypatch):
-    """One launcher starts them; a process that a launcher started does not launch again."""
-    calls = []
+    """One launcher takes this one's place, after a look at the flags; a process that a launcher
+    started does not launch again."""
+    calls, looked = [], []
 
-    def run(command, env):
-        calls.append((command, env["PYTHONPATH"]))
-        return subprocess.CompletedProcess(command, 3)
+    def become(_, command, environment):
+        calls.append((command, environment))
+        raise SystemExit(3)
 
-    monkeypatch.setattr(evaluation_launch.subprocess, "run", run)
+    monkeypatch.setattr(evaluation_launch.os, "execvpe", become)
+    monkeypatch.setattr(evaluation_run, "look", looked.append)
+    monkeypatch.setattr(evaluation_run, "run", lambda arguments: ("", {}))
     with pytest.raises(SystemExit) as ended:
         main([*FLAGS, "--processes", "2"])
-    ((command, path),) = calls
+    ((command, environment),) = calls
     assert ended.value.code == 3
     assert command[:4] == [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     assert command[4:] == ["--nproc_per_node", "2", "-m", "--", "llava", "evaluate", *FLAGS]
-    assert path.split(os.pathsep)[0] == str(ROOT)
+    assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    main([*FLAGS, "--processes", "2", "--check"])  # one process is enough
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(evaluation_run, "run", lambda arguments: ("", {}))
     main([*FLAGS, "--processes", "2"])
-    assert len(calls) == 1
+    assert (len(calls), len(looked)) == (1, 1)
+
+
+def test_wrong_flags_launch_nothing(monkeypatch, tmp_path):
+    """They are told once, by this process."""
+    monkeypatch.setattr(evaluation_launch.os, "execvpe", lambda *_: pytest.fail("launched"))
+    flags = ["--run", str(tmp_path), "--tasks", "mme", "--processes", "2"]
+    with pytest.raises(LawError, match=r"no config\.json"):
+        main(flags)
+
+
+def test_a_folder_of_our_name(monkeypatch, tmp_path):
+    """In the current directory, it is not taken for this package."""
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava" / "__init__.py").write_text("")
+    (tmp_path / "llava" / "__main__.py").write_text("raise SystemExit('another')")
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "llava", "evaluate", "--help"],
+        env=evaluation_launch._environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("usage: law evaluate"), done.stderr
 
 
 def test_a_flag_is_taken_out():

@@ -1,17 +1,43 @@
 """`law evaluate` and its checkpoint: what tells it, what it needs, what several processes share."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from repository import ROOT
 from safetensors.torch import save_file
 from tiny import save_encoder
 
+from llava.errors import LawError, UsageError
+from llava.eval.evaluate import main
 from llava.eval.evaluation.fingerprint import SMALL, fingerprint
 from llava.eval.evaluation.subject import subject
+from llava.eval.local_tasks import write_local_task
+from llava.model.multimodal_encoder.registry import parse_replacements, resolve
+from llava.model.representation import record
+from llava.results import COLUMNS
 
 CONFIG = {"model_type": "llava_llama", "conversation_version": "v1"}
+EACH = """
+import os, sys
+import torch
+from stub_lmms import Stub, register
+from llava.eval.evaluate import main
+from llava.eval.harness import harness
+from llava.exits import run_command
+
+harness("api.task").ConfigurableTask.download.retry.sleep = lambda _: None
+register()
+Stub.device = torch.device("cpu")
+place = os.environ.get("RANK", "0")
+run_command(main, [word.replace("RANK", place) for word in sys.argv[1:]])
+"""
+"""`law evaluate`, RANK in a flag standing for the process's own."""
 
 
 @pytest.fixture
@@ -87,3 +113,112 @@ def test_a_changed_tower_changes_the_fingerprint(tmp_path):
     assert subject(str(tmp_path / "run")).fingerprint == before
     save_encoder(tmp_path / "clip", "clip_vision_model", seed=1)
     assert subject(str(tmp_path / "run")).fingerprint != before
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_tower_that_moved(tmp_path, monkeypatch, recorded, relative):
+    """Is said before anything is read, with the flag that helps, and that helps."""
+    monkeypatch.chdir(tmp_path)
+    save_encoder(tmp_path / "towers" / "clip", "clip_vision_model")
+    name = "towers/clip" if relative else str(tmp_path / "towers" / "clip")
+    config = SimpleNamespace(**CONFIG, mm_vision_tower=name)
+    if recorded:
+        record(config, resolve(name))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(vars(config)))
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"weights")
+    before = subject("run")
+    (tmp_path / "towers").rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match=f"tower.* --tower-alias ({name}|OLD)=FOLDER"):
+        main(["--run", "run", "--tasks", "no_such_task"])
+    with pytest.raises(UsageError, match="unknown task 'no_such_task'"):
+        main(["--run", "run", "--tasks", "no_such_task", "--tower-alias", f"{name}=moved/clip"])
+    after = subject("run", towers=parse_replacements([f"{name}=moved/clip"]))
+    assert (after.spec_hash, after.fingerprint) == (before.spec_hash, before.fingerprint)
+    assert after.representation == before.representation
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A run's folder, and tasks of text in a folder of each of two ranks."""
+    (tmp_path / "run").mkdir()
+    config = CONFIG | {"mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"weights")
+    records = [{"id": i, "question": f"{i}?", "answer": "yes"} for i in range(5)]
+    for name in ("one", "two", "gone"):
+        for rank in (0, 1):
+            write_local_task(tmp_path / f"tasks{rank}", name, records, tmp_path)
+    return tmp_path
+
+
+REFUSED = {
+    "conv_template=llama_2: .* was trained with v1": "--conv-template llama_2",
+    "cache_gb much: expected a number": "--model_args cache_gb=much",
+    "dtype 'float17': expected float32": "--dtype float17",
+    "results.csv: .*column": "--results results.csv",
+    "file/environment.json: cannot be written: .*file is no folder": "--out file",
+    "folder: cannot be written: is a folder": "--results folder",
+}
+"""What a call is told -> its flags."""
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_a_check_refuses_what_the_call_would(world, monkeypatch, told):
+    """And does so before it looks for tasks."""
+    monkeypatch.chdir(world)
+    (world / "results.csv").write_text("name,colour\na,blue\n")
+    (world / "file").write_text("")
+    (world / "folder").mkdir()
+    flags = ["--run", "run", "--tasks", "no_such_task", "--check", *REFUSED[told].split()]
+    with pytest.raises(LawError, match=told):
+        main(flags)
+
+
+def test_an_empty_table_of_results(world, monkeypatch):
+    """Is one, and so is a table that holds no row yet."""
+    monkeypatch.chdir(world)
+    flags = ["--run", "run", "--tasks", "no_such_task", "--check", "--results", "results.csv"]
+    for text in ("", ",".join(COLUMNS) + "\n"):
+        (world / "results.csv").write_text(text)
+        with pytest.raises(UsageError, match="unknown task"):
+            main(flags)
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_folders(world):
+    """What rank zero has finished is finished; a task that one has no data for fails for all."""
+    (world / "each.py").write_text(EACH)
+    flags = ["--run", world / "run", "--model", "stub", "--device", "cpu", "--out", "outRANK"]
+    flags += ["--include_path", "tasksRANK", "--tasks"]
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+
+    def call(tasks, *launcher):
+        return subprocess.run(
+            [str(word) for word in (sys.executable, *launcher, "each.py", *flags, tasks)],
+            env={**os.environ, "PYTHONPATH": path},
+            cwd=world,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--")
+    done = call("one")
+    assert done.returncode == 0, done.stderr
+    before = (world / "out0" / "one.json").read_text()
+    done = call("one", *two)  # rank one has no result, and has nobody to ask with
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].split()[0] == "one"
+    assert (world / "out0" / "one.json").read_text() == before
+    (world / "out0").rename(world / "out1")
+    (world / "tasks1" / "gone.jsonl").unlink()
+    done = call("one,two,gone", *two)  # now rank one alone has a result
+    assert done.returncode == 1, done.stderr
+    assert "gone: one of the processes cannot have its data" in done.stderr
+    assert "law [1]: error: gone: gone: the data cannot be had" in done.stderr
+    for name in ("one", "two"):
+        found = json.loads((world / "out0" / f"{name}.json").read_text())
+        assert (found["processes"], found["documents"]) == (2, 5)
+    assert not (world / "out0" / "gone.json").exists()
