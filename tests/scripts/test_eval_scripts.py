@@ -82,7 +82,8 @@ def test_what_is_launched(call, script):
 
 def test_inputs(call):
     """Optional ones become flags; those behind the script's name win; CKPT is RUN."""
-    given = {"OUT": "my out", "RESULTS": "r.csv", "BATCH": "4", "LIMIT": "8", "PYTHON": "py"}
+    given = {"OUT": "my out", "RESULTS": "r.csv", "BATCH": "4", "LIMIT": "8"}
+    given |= {"EVAL_PYTHON": "py", "PYTHON": "that of run.sh"}
     said = words(call("mme", "--limit", "16", RUN=None, CKPT="a checkpoint", **given))
     arguments = parser().parse_args(said[2:])
     assert (arguments.run, str(arguments.out), str(arguments.results)) == (

@@ -31,6 +31,6 @@ evaluate() {
   [ -z "${RESULTS:-}" ] || more+=(--results "$RESULTS")
   [ -z "${BATCH:-}" ] || more+=(--batch_size "$BATCH")
   [ -z "${LIMIT:-}" ] || more+=(--limit "$LIMIT")
-  [ -z "${PYTHON:-}" ] || more+=(--python "$PYTHON")
+  [ -z "${EVAL_PYTHON:-}" ] || more+=(--python "$EVAL_PYTHON")
   exec law evaluate --run "$RUN" --tasks "$1" --processes "$PROCESSES" "${more[@]}" "${@:2}"
 }

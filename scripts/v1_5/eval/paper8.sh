@@ -3,7 +3,7 @@
 #
 #   RUN=runs/stage2 RESULTS=results.csv bash scripts/v1_5/eval/paper8.sh [FLAG VALUE ...]
 #
-# Optional: OUT (RUN/eval), GPUS (all), BATCH (8), LIMIT (documents of each), PYTHON (the interpreter of
+# Optional: OUT (RUN/eval), GPUS (all), BATCH (8), LIMIT (documents of each), EVAL_PYTHON (interpreter of
 # another environment, that has lmms-eval). Without a GPU it runs on the CPU, in PROCESSES_ON_CPU (1).
 # Flags are those of `law evaluate --help`; --ocr gives TextVQA's questions OCR tokens.
 set -euo pipefail
