@@ -129,6 +129,13 @@ def own_numbers(job: Job, metrics: Iterable[str]) -> tuple[Wanted, ...]:
     )
 
 
+def unit_of(job: Job, metric: str) -> str:
+    """Of any number of a task: as it is asked for, as the catalog says, or as is usual."""
+    asked = {wanted.metric: wanted.unit for wanted in job.wanted}
+    entry = _entry(job.task, metric)
+    return asked.get(metric) or (entry.unit if entry else _usual_unit(metric))
+
+
 def _job(name: str, ocr: bool, environment: Mapping[str, str]) -> Job:
     job = _listed(name, environment) or _spelled(name, environment)
     return _asked(job, "ocr") if ocr and job.entry and "ocr" in job.entry.prompts else job
@@ -147,13 +154,18 @@ def _spelled(name: str, environment: Mapping[str, str]) -> Job:
     job = _listed(f"{task}:{metric}", environment) or _listed(task, environment)
     if job is None:
         return Job(task, (Wanted(metric, task, unit or _usual_unit(metric)),))
-    for entry in catalog.benchmarks().values():
-        if job.task in entry.tasks and metric == entry.metric:
-            if unit not in (None, entry.unit):
-                raise UsageError(f"--tasks {name}: {metric} is in {entry.unit}; leave out the unit")
-            return _by_task(entry, job.task, environment)
+    if entry := _entry(job.task, metric):
+        if unit not in (None, entry.unit):
+            raise UsageError(f"--tasks {name}: {metric} is in {entry.unit}; leave out the unit")
+        return _by_task(entry, job.task, environment)
     wanted = Wanted(metric, f"{job.entry.id}:{metric}", unit or _usual_unit(metric))
     return replace(job, wanted=(wanted,))
+
+
+def _entry(task: str, metric: str) -> catalog.Benchmark | None:
+    """The benchmark that this number of a task is."""
+    listed = catalog.benchmarks().values()
+    return next((one for one in listed if task in one.tasks and metric == one.metric), None)
 
 
 def _members(name: str, manager: Any) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from llava.errors import LawError
 from llava.eval.evaluation.answers import answers_kept
-from llava.eval.evaluation.jobs import Job
+from llava.eval.evaluation.jobs import Job, unit_of
 from llava.eval.evaluation.stderr import Spread, spread
 from llava.eval.harness import harness
 
@@ -139,14 +139,15 @@ def _numbers(
 def _spread(
     job: Job, task: Any, metric: str, value: float, samples: list[dict[str, Any]]
 ) -> Spread:
-    """As the catalog says, of a task of one's own where lmms-eval takes the mean."""
+    """Where lmms-eval takes the mean, that of a mean; else as the catalog says of the benchmark.
+
+    Also of a metric that nobody asked for yet: a later call may, and finds it here.
+    """
     values = [sample[metric] for sample in samples if metric in sample]
-    listed = {wanted.metric: wanted.unit for wanted in job.wanted}
-    if job.entry is not None and metric in listed:
-        return spread(job.entry.spread, values, value, listed[metric])
-    averaged = task.aggregation()[metric] is harness("api.metrics").mean
-    if averaged:
+    if task.aggregation()[metric] is harness("api.metrics").mean:
         return spread("mean", values, value, "points")
+    if job.entry is not None:
+        return spread(job.entry.spread, values, value, unit_of(job, metric))
     return Spread(len(values), None, "the task's own way to aggregate is no mean")
 
 

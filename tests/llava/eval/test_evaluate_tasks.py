@@ -236,6 +236,24 @@ def test_videos_are_not_asked_about(data):
     assert len(ours) == 8 < len(all_of_them) == paper_tasks.COUNT
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("mme", "mme:mme_cognition_score"), ("seedbench:seed_all", "seedbench:seed_video")],
+)
+def test_another_number_is_found(data, first, then):
+    """Nothing is asked again, and its error is there, as if it had been asked for at once."""
+    run, table = a_run(data / "run"), data / "results.csv"
+    evaluate(run, first, "--results", table)
+    asked = len(Stub.asked)
+    evaluate(run, then, "--results", table)
+    assert len(Stub.asked) == asked
+    evaluate(run, f"{first},{then}", "--results", data / "both.csv", "--out", data / "both")
+    read, both = results.read(table), results.read(data / "both.csv")
+    assert read.names["benchmark"] == both.names["benchmark"] == [first, then]
+    assert read.stderr.tolist() == both.stderr.tolist()
+    assert (read.stderr > 0).all()
+
+
 def test_ocr_tokens(data):
     """Stand in the question and in the protocol; both results stand beside each other."""
     run = a_run(data / "run")
