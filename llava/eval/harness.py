@@ -34,9 +34,12 @@ def harness(module: str = "") -> ModuleType:
         ) from error
 
 
-def task_manager(names: Sequence[str], include: Iterable[str | os.PathLike] = ()) -> Any:
+def task_manager(
+    names: Sequence[str], include: Iterable[str | os.PathLike] = (), model: str | None = None
+) -> Any:
     """lmms-eval's index of tasks, in which all of `names` are.
 
+    Tasks are asked as they say for `model`, lmms-eval's name of a class, and else for any.
     Ours and those under `include` are looked at first: to index the 1,900 that lmms-eval ships
     takes some seconds. Raises UsageError for a folder that is not there, or for a name that is
     none, with the nearest one.
@@ -46,7 +49,11 @@ def task_manager(names: Sequence[str], include: Iterable[str | os.PathLike] = ()
         if not folder.is_dir():
             raise UsageError(f"--include_path {folder}: no such folder")
     make = harness("tasks").TaskManager
-    given = {"verbosity": "WARNING", "include_path": [str(folder) for folder in folders]}
+    given = {
+        "verbosity": "WARNING",
+        "include_path": [str(folder) for folder in folders],
+        "model_name": model,
+    }
     manager = make(include_defaults=False, **given)
     if not set(names) <= set(manager.all_tasks):
         manager = make(include_defaults=True, **given)

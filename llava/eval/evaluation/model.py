@@ -12,6 +12,10 @@ from llava.eval.lmms_plugin import manifests
 OURS = ("pretrained", "batch_size", "device")
 """Arguments that have flags, whatever the class."""
 
+ASKED_AS = {"law_llava": "llava"}
+"""Model -> the one whose prompts and generation arguments in tasks it gets; others have their own.
+"""
+
 
 def model_class(name: str) -> type:
     """lmms-eval's class of that name; ours is there whether or not `llava` is installed.

@@ -16,7 +16,7 @@ from llava import results
 from llava.errors import LawError, UsageError
 from llava.eval.evaluation import files as files
 from llava.eval.evaluation.jobs import Job, grouped, jobs_of, own_numbers
-from llava.eval.evaluation.model import fitted, given_arguments, model_class
+from llava.eval.evaluation.model import ASKED_AS, fitted, given_arguments, model_class
 from llava.eval.evaluation.subject import Subject, subject
 from llava.eval.evaluation.table import as_table
 from llava.eval.evaluation.task import decoding, described, documents, evaluate_task, prepare
@@ -95,7 +95,8 @@ def look(arguments: argparse.Namespace) -> Plan:
     _check_version()
     asked = _asked(arguments)
     _check_places(asked)
-    manager = task_manager([job.task for job in jobs], arguments.include_path)
+    asked_as = ASKED_AS.get(asked.model, asked.model)
+    manager = task_manager([job.task for job in jobs], arguments.include_path, asked_as)
     jobs = grouped(jobs, manager, arguments.ocr, os.environ)
     _check_limits(jobs, asked.limit)
     changeable = {job.task for job in jobs if _is_below(manager, job.task, arguments.include_path)}

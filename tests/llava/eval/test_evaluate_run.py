@@ -11,12 +11,15 @@ import pytest
 import torch
 from repository import ROOT
 from safetensors.torch import save_file
+from stub_lmms import register
 from tiny import save_encoder
 
 from llava.errors import LawError, UsageError
-from llava.eval.evaluate import main
+from llava.eval.evaluate import main, parser
 from llava.eval.evaluation.fingerprint import SMALL, fingerprint
+from llava.eval.evaluation.run import look
 from llava.eval.evaluation.subject import subject
+from llava.eval.harness import load_tasks, task_manager
 from llava.eval.local_tasks import write_local_task
 from llava.model.multimodal_encoder.registry import parse_replacements, resolve
 from llava.model.representation import record
@@ -151,6 +154,24 @@ def world(tmp_path):
         for rank in (0, 1):
             write_local_task(tmp_path / f"tasks{rank}", name, records, tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("model", ["law_llava", "llava", "stub", "other"])
+def test_tasks_are_asked_as_they_say_for_a_model(world, model):
+    """law_llava gets the prompts of lmms-eval's own `llava`."""
+    register()
+    path = world / "tasks0" / "one.yaml"
+    sections = "".join(f"  {name}: {{pre_prompt: 'To {name}. '}}\n" for name in ("llava", "stub"))
+    path.write_text(path.read_text().replace("  default:\n", sections + "  default:\n"))
+    if model == "other":
+        manager = task_manager(["one"], [world / "tasks0"], model)
+    else:
+        flags = ["--run", str(world / "run"), "--tasks", "one", "--model", model]
+        flags += ["--include-path", str(world / "tasks0")]
+        manager = look(parser().parse_args(flags)).manager
+    task = load_tasks(["one"], manager)["one"]
+    told = {"law_llava": "To llava. 0?", "llava": "To llava. 0?", "stub": "To stub. 0?"}
+    assert task.doc_to_text(task.eval_docs[0]) == told.get(model, "0?")
 
 
 REFUSED = {
