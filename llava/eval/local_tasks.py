@@ -17,6 +17,7 @@ one that is named by an absolute path is found there.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -75,6 +76,8 @@ lmms_eval_specific_kwargs:
     post_prompt: {post_prompt}
 metadata:
   version: 1.0
+  # Of all images, so that results with other ones are not taken for results with these.
+  images: "{images}"
 """
 KINDS = {
     "generate": """\
@@ -137,12 +140,18 @@ def write_local_task(
         told = f"{where} {number} ('{row['id']}')"
         if row["id"] in rows:
             raise LawError(f"{told}: an earlier record has this id")
-        row["images"] = [_located(image, base, folder, told) for image in row["images"]]
+        located = [_located(image, base, folder, told) for image in row["images"]]
+        row["digests"] = [_digest(base / image, told) for image in row["images"]]
+        row["images"] = located
         rows[row["id"]] = row
     if not rows:
         raise LawError(f"{where}s: there are none")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()]
-    text = TASK.format(name=name, post_prompt=json.dumps(post_prompt, ensure_ascii=False))
+    text = TASK.format(
+        name=name,
+        post_prompt=json.dumps(post_prompt, ensure_ascii=False),
+        images=_hash(json.dumps([row["digests"] for row in rows.values()]).encode()),
+    )
     write_text(folder / f"{name}.jsonl", "".join(lines))
     write_text(folder / HELPER, HELPER_TEXT)
     write_text(folder / f"{name}.yaml", text + KINDS[kind])
@@ -242,10 +251,22 @@ def _located(name: str, base: Path, folder: Path, told: str) -> str:
     return name if Path(name).is_absolute() else Path(os.path.relpath(path, folder)).as_posix()
 
 
+def _digest(path: Path, told: str) -> str:
+    """Tells an image's bytes; LawError where they cannot be read."""
+    try:
+        return _hash(path.read_bytes())
+    except OSError as error:
+        raise LawError(f"{told}: image {path}: cannot be read: {error.strerror}") from error
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def documents(dataset: "Dataset", folder: Path) -> "Dataset":
     """lmms-eval's documents of the lines of a task's data, images as absolute paths.
 
-    Raises LawError for an image that is no longer there.
+    Raises LawError for an image that is no longer there, or no longer what it was.
     """
     from datasets import Dataset, Features, List, Value
 
@@ -260,6 +281,18 @@ def documents(dataset: "Dataset", folder: Path) -> "Dataset":
                 f"record '{line['id']}': image {missing[0]} is not there; a task's folder and its "
                 "images are moved together"
             )
+        digests = line.pop("digests", None)
+        if digests is None:
+            raise LawError(
+                f"record '{line['id']}': nothing tells its images from others, since an older "
+                "version wrote the task; write it again"
+            )
+        for path, digest in zip(line["images"], digests, strict=True):
+            if _digest(Path(path), f"record '{line['id']}'") != digest:
+                raise LawError(
+                    f"record '{line['id']}': image {path} is not the one that the task was written "
+                    "with; put that back, or write the task again"
+                )
     return Dataset.from_list(lines, Features({key: kinds.get(key, text) for key in lines[0]}))
 
 

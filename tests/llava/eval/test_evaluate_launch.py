@@ -226,6 +226,8 @@ def test_law_llava_alone_and_shared(tmp_path):
     main([*command, *more])
     for task in ("vqa", "choice"):
         one, two = (read(out / f"{task}.json") for out in (shared, released))
+        for numbers in (*one["metrics"].values(), *two["metrics"].values()):
+            numbers.pop("protocol")  # it names the class
         assert one["metrics"] == two["metrics"]
         assert two["model_args"]["conv_template"] == "vicuna_v1"
     before = [path.stat().st_mtime_ns for path in sorted(shared.glob("*.json*"))]

@@ -155,6 +155,17 @@ def test_many_text_only_documents_first(write):
     assert len(docs[50]["images"]) == 1
 
 
+def test_an_image_that_was_replaced(write, photos):
+    """Is told when the task is read; written again, the task is another one."""
+    folder = write(RECORDS)
+    before = load(folder)[0].dump_config()["metadata"]
+    picture(20, 30, seed=9).convert("L").save(photos / "b.png")
+    with pytest.raises(LawError, match=r"record '7': image .*b\.png is not the one"):
+        load(folder)
+    after = load(write(RECORDS))[0].dump_config()["metadata"]
+    assert (after["version"], after != before) == (before["version"], True)
+
+
 def test_moved_with_its_images(write, tmp_path):
     """Images are found from the task's folder, whatever the working directory."""
     folder = write(RECORDS)
