@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from huggingface_hub import constants
+
 from llava.conversation import conv_templates
-from llava.errors import UnknownNameError, UsageError
+from llava.errors import LawError, UnknownNameError, UsageError
 from llava.eval.evaluation.fingerprint import PIECE as PIECE
 from llava.eval.evaluation.fingerprint import fingerprint
 from llava.eval.prompts import version_of
@@ -97,6 +99,11 @@ def _digest_of_towers(representation: Representation) -> list[str]:
 def _check_kind(checkpoint: Checkpoint, base: str | None) -> None:
     path = checkpoint.path
     folder = Path(path)
+    if not folder.is_dir() and constants.HF_HUB_OFFLINE and checkpoint.file("config.json") is None:
+        raise LawError(
+            f"{path}: no such folder (seen from {Path.cwd()}) and not in the hub's cache, and the "
+            f"network is off (HF_HUB_OFFLINE); type `hf download {path}` where there is one"
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         inner = sorted(folder.glob("checkpoint-*"), key=lambda one: one.stat().st_mtime)
         if inner:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from repository import ROOT
 from safetensors.torch import save_file
 from stub_lmms import register
@@ -116,6 +117,13 @@ def test_a_changed_tower_changes_the_fingerprint(tmp_path):
     assert subject(str(tmp_path / "run")).fingerprint == before
     save_encoder(tmp_path / "clip", "clip_vision_model", seed=1)
     assert subject(str(tmp_path / "run")).fingerprint != before
+
+
+def test_a_hub_id_without_a_network(monkeypatch):
+    """Says that the cache does not hold it, and why nobody asked the hub."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LawError, match=r"not in the hub's cache, .*HF_HUB_OFFLINE.*hf download"):
+        subject("nobody/no-such-model")
 
 
 @pytest.mark.parametrize("recorded", [True, False])
