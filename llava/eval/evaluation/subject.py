@@ -11,7 +11,6 @@ from huggingface_hub import constants
 
 from llava.conversation import conv_templates
 from llava.errors import LawError, UnknownNameError, UsageError
-from llava.eval.evaluation.fingerprint import PIECE as PIECE
 from llava.eval.evaluation.fingerprint import fingerprint
 from llava.eval.prompts import version_of
 from llava.files import read_json

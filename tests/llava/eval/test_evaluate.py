@@ -13,7 +13,8 @@ from llava.eval.evaluation import answers as evaluation_answers
 from llava.eval.evaluation import files as evaluation_files
 from llava.eval.evaluation import run as evaluation_run
 from llava.eval.evaluation.jobs import Job
-from llava.eval.evaluation.subject import PIECE, fingerprint, subject
+from llava.eval.evaluation.fingerprint import PIECE, fingerprint
+from llava.eval.evaluation.subject import subject
 from llava.eval.harness import harness
 from llava.launch import Launch
 
