@@ -12,8 +12,8 @@ from llava.eval.evaluate import main
 from llava.eval.evaluation import answers as evaluation_answers
 from llava.eval.evaluation import files as evaluation_files
 from llava.eval.evaluation import run as evaluation_run
-from llava.eval.evaluation.jobs import Job
 from llava.eval.evaluation.fingerprint import PIECE, fingerprint
+from llava.eval.evaluation.jobs import Job
 from llava.eval.evaluation.subject import subject
 from llava.eval.harness import harness
 from llava.launch import Launch
