@@ -1,6 +1,7 @@
 """lmms-eval, imported when needed; its tasks by name; what to type where it is missing."""
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -87,8 +88,9 @@ def _cause(error: BaseException) -> str:
     return f"{type(told).__name__}: {told}".splitlines()[0][:300]
 
 
+@functools.cache
 def _quieten() -> None:
-    """Its log below warnings goes away, unless LAW_LOG asks for DEBUG."""
+    """Its log below warnings goes away, once, unless LAW_LOG asks for DEBUG."""
     if (os.environ.get("LAW_LOG") or "").upper() == "DEBUG":
         return
     with contextlib.suppress(ImportError):

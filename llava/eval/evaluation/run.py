@@ -14,7 +14,7 @@ from torch import distributed
 
 from llava import results
 from llava.errors import LawError, UsageError
-from llava.eval.evaluation import files as files
+from llava.eval.evaluation import files
 from llava.eval.evaluation.jobs import Job, grouped, jobs_of, own_numbers
 from llava.eval.evaluation.model import ASKED_AS, fitted, given_arguments, model_class
 from llava.eval.evaluation.subject import Subject, subject
