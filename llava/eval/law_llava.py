@@ -281,13 +281,16 @@ def _same(one: str, other: str) -> bool:
 
 
 def _device(asked: str | None) -> str:
-    """As asked for, else this process's GPU, else the CPU."""
-    cuda = torch.cuda.is_available()
-    if asked and asked != "cuda":
-        if asked.startswith("cuda") and not cuda:
-            raise UsageError(f"device {asked}: no CUDA device is visible; pass device cpu")
+    """As asked for, else this process's GPU, else the CPU; several processes never share a GPU."""
+    if asked and not asked.startswith("cuda"):
         return asked
-    return f"cuda:{launch().local % torch.cuda.device_count()}" if cuda else "cpu"
+    if not torch.cuda.is_available():
+        if asked:
+            raise UsageError(f"device {asked}: no CUDA device is visible; pass device cpu")
+        return "cpu"
+    if asked and asked != "cuda" and launch().world == 1:
+        return asked
+    return f"cuda:{launch().local % torch.cuda.device_count()}"
 
 
 def _accelerator(place: str) -> Accelerator:

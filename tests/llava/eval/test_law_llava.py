@@ -18,10 +18,12 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
 
 from llava.errors import LawError, UsageError
+from llava.eval import law_llava
 from llava.eval.answering import Answering, Question
 from llava.eval.harness import task_manager
 from llava.eval.law_llava import LawLlava
 from llava.eval.local_tasks import write_local_task
+from llava.launch import Launch
 from llava.model.builder import load_pretrained_model
 from llava.train.train import main as train
 
@@ -171,6 +173,17 @@ def test_arguments_that_cannot_be_meant(world, given, says):
         pytest.skip("there is one here")
     with pytest.raises(UsageError, match=says):
         LawLlava(str(world / "stage2"), **given)
+
+
+@pytest.mark.parametrize(("world_size", "place"), [(1, "cuda:3"), (4, "cuda:2")])
+def test_devices(monkeypatch, world_size, place):
+    """What was asked for, but a GPU each where there are several processes, as in theirs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(law_llava, "launch", lambda: Launch(2 % world_size, world_size, 2))
+    assert law_llava._device("cuda:3") == place
+    assert law_llava._device(None) == law_llava._device("cuda") == "cuda:2"
+    assert law_llava._device("cpu") == "cpu"
 
 
 def test_templates(world):
