@@ -538,13 +538,13 @@ class LlavaCausalLM:
         embeddings, mask, _ = self.embed_prompt(ids, mask, images, image_sizes, features)
         return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
 
-    def check_positions(self, count: int) -> None:
-        """Raises LawError for a row of `count` positions that the language model does not have."""
+    def check_positions(self, count: int, room: int = 0) -> None:
+        """Raises LawError where the language model has not `count` positions, and `room` more."""
         longest = getattr(self.config, "max_position_embeddings", None)
-        if longest is not None and count > longest:
+        if longest is not None and count + room > longest:
             raise LawError(
-                f"the prompt takes {count} positions, with those of its images and its answer, and "
-                f"the language model has {longest}; ask for less"
+                f"the prompt takes {count} positions, with those of its images, and the language "
+                f"model has {longest}; ask for less"
             )
 
     def embed_prompt(
@@ -570,7 +570,7 @@ class LlavaCausalLM:
             padding_side="left",
             whole=True,
         )
-        self.check_positions(embeddings.shape[1] + 1)
+        self.check_positions(embeddings.shape[1], room=1)
         device = embeddings.device
         return embeddings, made.mask_BT.to(device, torch.int64), made.position_BT.to(device)
 

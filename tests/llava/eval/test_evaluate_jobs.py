@@ -19,6 +19,7 @@ OTHERS = {
     "--name",
     "--num_processes",
     "--output_path",
+    "--post_prompt",
     "--protocol",
     "--records",
 }
