@@ -69,6 +69,8 @@ def load_tasks(names: Sequence[str], manager: Any) -> dict[str, Any]:
 
     Raises LawError where a data set cannot be had.
     """
+    # as lmms-eval does before it reads data: processes of a launch would else see a deadlock
+    harness("evaluator")._enable_reentrant_filelocks()
     try:
         found = harness("tasks").get_task_dict(list(names), manager, "simple")
     except Exception as error:  # data sets raise many kinds, wrapped in RetryError

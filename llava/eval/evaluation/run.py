@@ -244,7 +244,6 @@ def _load(
 ) -> tuple[list[Ready], dict[str, str]]:
     """(tasks whose data are read, task -> why its data cannot be had), but for what is `done`."""
     ready, failed = [], {}
-    harness("evaluator")._enable_reentrant_filelocks()  # as it does before it reads data itself
     for job in jobs:
         if job.task in done:
             continue
