@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from AC_policy.calibration import GAUSSIAN, Bounds, bounds_after
-from AC_policy.costs import Savings, savings
 from AC_policy.noise import result_noise
 from AC_policy.paper import paper_study
 from AC_policy.policies import BayesOptions, bayes_states, may_stop, propose
@@ -14,6 +13,7 @@ from AC_policy.posterior import Odds, Posterior, posterior
 from AC_policy.prior import learn_prior
 from AC_policy.study import Study, Task
 from AC_policy.trust import Trust, judge
+from llava.costs import Savings, savings
 from llava.errors import UsageError
 
 TOP = 3
