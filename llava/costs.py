@@ -35,11 +35,61 @@ class Savings:
     note: str
 
 
-@functools.cache
+@dataclass(frozen=True)
+class PublishedSum:
+    """One way to count what the paper's policy saves: `runs` of `candidates` finetuned."""
+
+    meaning: str
+    candidates: int
+    runs: float
+
+    @property
+    def saved(self) -> float:
+        """Share of the finetuning runs, and so of their GPU hours, that is not spent."""
+        return 1 - self.runs / self.candidates
+
+
+@dataclass(frozen=True)
+class PublishedSaving:
+    """The saving that the paper states, and the sums that it may come from."""
+
+    saved: float
+    """The share that is stated."""
+    source: str
+    hours_per_run: float
+    """GPU hours of one finetuning run, as the paper counts them."""
+    sums: list[PublishedSum]
+
+    def __post_init__(self):
+        if not self.sums:
+            raise ValueError("sums: expected at least one")
+
+    def hours(self, runs: float) -> float:
+        """GPU hours of that many runs."""
+        return runs * self.hours_per_run
+
+    def lines(self) -> list[str]:
+        """Every sum as a line of text, for plans and reports."""
+        return [
+            f"{entry.meaning}: {self.hours(entry.runs):,.0f} of "
+            f"{self.hours(entry.candidates):,.0f} GPU hours, {100 * entry.saved:.2f} % saved"
+            for entry in self.sums
+        ]
+
+
 def cost_models() -> dict[str, CostModel]:
     """Every cost model by name."""
-    entries = read_yaml(Path(__file__).with_name("costs.yaml"))
-    return {name: build(CostModel, entry, name) for name, entry in entries.items()}
+    return {name: build(CostModel, entry, name) for name, entry in _file()["models"].items()}
+
+
+def published_saving() -> PublishedSaving:
+    """What the paper says its policy saves."""
+    return build(PublishedSaving, _file()["published"], "published")
+
+
+@functools.cache
+def _file() -> dict:
+    return read_yaml(Path(__file__).with_name("costs.yaml"))
 
 
 def savings(name: str, candidates: int, finetuned: int) -> Savings:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from AC_policy.calibration import GAUSSIAN, bounds_after, bounds_from
-from AC_policy.costs import cost_models, savings
 from AC_policy.paper import paper_study
 from AC_policy.policies import BayesOptions
 from AC_policy.recommend import recommend
@@ -187,18 +186,3 @@ def test_scale_finetuned_needs_two_rows_and_is_recorded(study):
         recommend(shown(study, "mme", [4]), "mme", paper="off", scale="finetuned")
     answer = recommend(shown(study, "mme", [0, 3, 9]), "mme", paper="off", scale="finetuned")
     assert answer.scale == "finetuned"
-
-
-def test_savings():
-    """13 candidates, 5 run: the paper's hours have no split, LLaVA's pay stage 1 for the others."""
-    assert savings("paper", 13, 5).saved == 8 * 384
-    llava = savings("llava", 13, 5)
-    assert llava.all == 13 * 108
-    assert llava.spent == 5 * 108 + 8 * 28
-    assert llava.saved == 8 * 80
-    assert llava.next == 80
-    assert "not included" in savings("authors", 13, 5).note
-    assert savings("authors", 13, 5).all == 13 * 8 * 15
-    with pytest.raises(UsageError, match="did you mean 'paper'"):
-        savings("papers", 13, 5)
-    assert all(model.source for model in cost_models().values())
