@@ -20,6 +20,7 @@ LEVELS = {
     "llava/catalog.py": 1,
     "llava/config.py": 1,
     "llava/conversation.py": 1,
+    "llava/estimate.py": 1,
     "llava/costs.py": 1,
     "llava/files.py": 1,
     "llava/launch.py": 1,

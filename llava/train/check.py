@@ -23,6 +23,15 @@ from llava.data.images import ImageError
 from llava.data.packing import efficiency, pack
 from llava.data.survey import Survey
 from llava.errors import LawError
+from llava.estimate import (
+    Sizes,
+    Way,
+    disk,
+    gpu_hours,
+    gpus,
+    memory,
+    training_flops,
+)
 from llava.files import read_json
 from llava.log import progress
 from llava.model.builder import config_fields, llava_config
@@ -35,15 +44,6 @@ from llava.tokenization import add_image_tokens, load_tokenizer
 from llava.train.args import Arguments
 from llava.train.build import check_dropped, check_model, examine, representation_of
 from llava.train.checkpoint import choose
-from llava.train.estimate import (
-    Sizes,
-    Way,
-    disk,
-    gpu_hours,
-    gpus,
-    memory,
-    training_flops,
-)
 from llava.train.model import (
     check_dtype,
     compute_dtype,

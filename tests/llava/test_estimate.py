@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from llava.errors import UsageError
-from llava.model.multimodal_encoder.registry import resolve, tower_class
-from llava.train.estimate import (
+from llava.estimate import (
     Sizes,
     Way,
     disk,
@@ -16,6 +15,7 @@ from llava.train.estimate import (
     memory,
     training_flops,
 )
+from llava.model.multimodal_encoder.registry import resolve, tower_class
 
 VICUNA = 6_738_415_616
 PROJECTOR = 20_979_712
@@ -66,7 +66,7 @@ def test_hours():
     assert training_flops(STAGE2, 1, 0, False) == 6 * (VICUNA + PROJECTOR)
     assert training_flops(STAGE2, 1, 0, True) == 8 * (VICUNA + PROJECTOR)
     assert training_flops(STAGE1, 0, 10, True) == 10 * 2 * 303_000_000 * 257
-    assert gpu_hours(312e12 * 3600, gpu("A100"), utilisation=0.5) == 2
+    assert gpu_hours(312e12 * 3600, gpu("A100-80GB"), utilisation=0.5) == 2
 
 
 def test_disk():
