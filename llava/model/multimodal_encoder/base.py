@@ -6,13 +6,13 @@ Letters in shapes: B images, N tokens, C channels, H x W grid, S side of the inp
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from PIL import Image
 from torch import nn
 
+from llava.model.multimodal_encoder.cost import Cost, transformer_cost
 from llava.model.multimodal_encoder.preprocess import check_frame, pixels
 from llava.model.multimodal_encoder.spec import TowerSpec
 
@@ -22,16 +22,6 @@ def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a tower takes."""
-
-    parameters: int
-    """Those that are kept."""
-    flops: float
-    """Of one image, 2 per multiplication and addition."""
 
 
 class VisionTower(nn.Module, ABC):
@@ -71,12 +61,9 @@ class VisionTower(nn.Module, ABC):
     def cost(cls, spec: TowerSpec) -> Cost:
         """What a tower of this spec takes, without making it.
 
-        Here of a vision transformer up to the block that is read: 12 dim^2 parameters a block and 2
-        FLOPs for each of them and token. A tower of another kind overrides it.
+        Here of a vision transformer. A tower of another kind overrides it.
         """
-        parameters = 12 * spec.dim**2 * spec.block + 3 * spec.patch**2 * spec.dim
-        rows, columns = spec.grid
-        return Cost(parameters, 2.0 * parameters * (rows * columns + 1))
+        return transformer_cost(spec)
 
     @property
     def source(self) -> str:

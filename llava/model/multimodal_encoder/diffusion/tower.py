@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from llava.errors import LawError, UsageError
-from llava.model.multimodal_encoder.base import Cost, VisionTower
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.cost import Cost
 from llava.model.multimodal_encoder.diffusion.noise import Mixing, draws, pixel_digests
 from llava.model.multimodal_encoder.diffusion.weights import (
     choose_attention,
