@@ -34,6 +34,8 @@ class Task:
         unit: unit of `performance` (fractions are turned into percent).
         sign: -1 where lower is better, so that `sign * performance` is what was measured.
         score_signs: the same of A and C.
+        unaligned: representations with C and without A, and their C; only where they were asked
+            for. They are no candidates of the law.
     """
 
     benchmark: str
@@ -44,6 +46,7 @@ class Task:
     unit: str
     sign: int = 1
     score_signs: tuple[int, int] = (1, 1)
+    unaligned: dict[str, float] = field(default_factory=dict)
 
     @property
     def finetuned(self) -> np.ndarray:
@@ -124,6 +127,7 @@ def load_study(
     a: str = "cosine",
     protocols: dict[str, str] | None = None,
     also: Iterable[str] = (),
+    unaligned: bool = False,
 ) -> Study:
     """The study that the results tables hold.
 
@@ -135,6 +139,7 @@ def load_study(
         protocols: `quantity`, or `quantity:benchmark`, which wins, to protocol; needed only where
             the tables hold several.
         also: benchmarks to take beside them, such as one that nothing is finetuned for yet.
+        unaligned: keep what has C and no A in `Task.unaligned`, rather than leave it out aloud.
 
     Raises:
         TableError: no candidate, several protocols or units for one number, constant scores.
@@ -143,11 +148,15 @@ def load_study(
     if a not in A_QUANTITY:
         raise UsageError(unknown_name("A score", a, A_QUANTITY))
     table = read(tables)
-    return study_of(table, a, protocols or {}, also)
+    return study_of(table, a, protocols or {}, also, unaligned)
 
 
 def study_of(
-    table: ResultsTable, a: str, protocols: dict[str, str], also: Iterable[str] = ()
+    table: ResultsTable,
+    a: str,
+    protocols: dict[str, str],
+    also: Iterable[str] = (),
+    unaligned: bool = False,
 ) -> Study:
     """The study that an already read table holds; see `load_study`."""
     names = _wanted(table, also)
@@ -155,7 +164,7 @@ def study_of(
     c = pivot.shared("C_pck")
     tasks, left_out = {}, {}
     for name in names:
-        task, without = _task(pivot, name, A_QUANTITY[a], c)
+        task, without = _task(pivot, name, A_QUANTITY[a], c, unaligned)
         tasks[name] = task
         for why, rows in without.items():
             known = left_out.setdefault(why, [])
@@ -322,7 +331,7 @@ class _Column:
     sign: int
 
 
-def _task(pivot: _Pivot, benchmark: str, a_quantity: str, c: _Column):
+def _task(pivot: _Pivot, benchmark: str, a_quantity: str, c: _Column, unaligned: bool):
     """(task, why -> representations left out); raises TableError where no law can be fitted."""
     a = pivot.alignment(a_quantity, benchmark)
     performance = pivot.column("performance", benchmark)
@@ -335,11 +344,12 @@ def _task(pivot: _Pivot, benchmark: str, a_quantity: str, c: _Column):
     left_out = {
         why: list(names[rows])
         for why, rows in (
-            (f"have no {a_quantity}", ~has_a & (has_y | has_c)),
+            (f"have no {a_quantity}", ~has_a & (has_y & ~has_c if unaligned else has_y | has_c)),
             ("have no C_pck", ~has_c & (has_y | has_a)),
         )
         if rows.any()
     }
+    apart = ~has_a & has_c & unaligned
     keep = has_a & has_c
     if keep.sum() < 2:
         raise TableError(
@@ -365,5 +375,6 @@ def _task(pivot: _Pivot, benchmark: str, a_quantity: str, c: _Column):
         performance.unit,
         performance.sign,
         (a.sign, c.sign),
+        dict(zip(names[apart], c.value[apart].tolist(), strict=True)),
     )
     return task, left_out

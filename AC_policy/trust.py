@@ -107,8 +107,18 @@ def judge(
         own: the study's other benchmarks.
         lent: benchmarks of the paper that the prior is also learned from.
     """
-    study = [task, *own]
-    tests, why = [], ""
+    return judge_all([task, *own], lent, options, scale, seed)[0]
+
+
+def judge_all(
+    study: Sequence[Task],
+    lent: Sequence[Task],
+    options: BayesOptions,
+    scale: str = "candidates",
+    seed: int = 0,
+) -> list[Trust]:
+    """The verdict for ranking each benchmark of a study; they share their tests."""
+    tests, untested = [], {}
     for tested in study:
         rest = [*(other for other in study if other is not tested), *lent]
         try:
@@ -116,15 +126,18 @@ def judge(
             reason = untestable(tested, prior, scale)
         except TableError as error:
             reason = str(error)
-        if not reason:
+        if reason:
+            untested[tested.benchmark] = reason
+        else:
             tests.append(law_test(tested, prior, options, scale, seed))
-        elif tested is task:
-            why = reason
     elsewhere = [
         law_test(other, _prior([o for o in lent if o is not other], options), options, seed=seed)
         for other in lent
     ]
-    return Trust(*_verdict(task, why, tests, elsewhere), tests, elsewhere)
+    return [
+        Trust(*_verdict(task, untested.get(task.benchmark, ""), tests, elsewhere), tests, elsewhere)
+        for task in study
+    ]
 
 
 def _prior(tasks: Sequence[Task], options: BayesOptions, scale: str = "candidates") -> Prior:

@@ -189,7 +189,7 @@ def test_outputs_that_cannot_be_written_end_before_the_work(law, tmp_path, monke
     def never(*_):
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("AC_policy.cli.read_study", never)
+    monkeypatch.setattr("AC_policy.commands.sensitivity.read_study", never)
     monkeypatch.setattr("AC_policy.report.read_study", never)
     for argv in (["policy", "sensitivity", "--json", tmp_path], ["report", "--out", tmp_path]):
         code, _, err = law(*argv)
