@@ -31,7 +31,9 @@ class Content:
     fit: LawFit | str
     backtests: dict[str, backtests.Backtest] | str
     recommendations: list[Recommendation]
-    at_stop: Recommendation
+    unranked: dict[str, str]
+    """Benchmark -> why there is no recommendation for it."""
+    at_stop: Recommendation | str
     """For `task`: what the policy knew when it stopped, or knows now."""
     sensitivity: dict | None
     correspondence: Correspondence | None
@@ -63,17 +65,22 @@ def gather(
     varied = _read_sensitivity(sensitivity) if sensitivity else None
     measured = read_correspondence(correspondence) if correspondence else None
     task = study.task(benchmark) if benchmark else next(iter(study.tasks.values()))
-    answers = [
-        recommend(study, name, paper, cost=cost, replay=entry.finished, seed=seed)
-        for name, entry in progress(list(study.tasks.items()), "recommendations")
-    ]
+    answers, unranked = [], {}
+    for name, entry in progress(list(study.tasks.items()), "recommendations"):
+        try:
+            answers.append(
+                recommend(study, name, paper, cost=cost, replay=entry.finished, seed=seed)
+            )
+        except TableError as error:
+            unranked[name] = str(error)
     return Content(
         study=study,
         task=task,
         fit=_try(lambda: fit_law(study, seed=seed)),
         backtests=_try(lambda: _backtests(study, Setting(trials=trials, seed=seed))),
         recommendations=answers,
-        at_stop=_at_stop(study, task, paper, cost, seed),
+        unranked=unranked,
+        at_stop=_try(lambda: _at_stop(study, task, paper, cost, seed)),
         sensitivity=varied,
         correspondence=measured,
         versions={

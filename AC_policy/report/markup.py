@@ -5,14 +5,18 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table; from column `left` on, columns of numbers stand to the right."""
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, wrap: int | None = None
+) -> str:
+    """A table; from column `left` on, columns of numbers stand to the right; `wrap` may be long."""
     rows = [list(map(str, row)) for row in rows]
     right = [
         i >= left and all(cell == "" or cell[0] in "-.0123456789" for cell in column)
         for i, column in enumerate(zip(*rows, strict=True))
     ]
     mark = [' class="number"' if at_right else "" for at_right in right]
+    if wrap is not None and mark:
+        mark[wrap] = ' class="wrap"'
     cells = "".join(f"<th{m}>{escape(name)}</th>" for m, name in zip(mark, head, strict=True))
     body = "".join(
         "<tr>"
@@ -42,6 +46,11 @@ def paragraph(text: str) -> str:
 def soft(text: str) -> str:
     """A paragraph of lesser weight."""
     return f'<p class="soft">{escape(text)}</p>'
+
+
+def warning(text: str) -> str:
+    """A paragraph that must not be missed."""
+    return f'<p class="warn">{escape(text)}</p>'
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -8,27 +8,36 @@ import numpy as np
 from AC_policy.backtest import Backtest
 from AC_policy.law import FEATURE_SETS
 from AC_policy.paper import is_paper, published_r2
-from AC_policy.report import correspondence, example, plots
+from AC_policy.report import correspondence, example, own_section, plots, sweep_section
 from AC_policy.report.content import Content, constants, display
-from AC_policy.report.markup import figure, number, paragraph, percent, soft, table
+from AC_policy.report.markup import figure, number, paragraph, percent, soft, table, warning
+from AC_policy.report.own import Own
+from AC_policy.report.sweep import Sweep
 from llava import catalog
 
 REPORTED_RUNS = (2, 3, 4, 5, 6)
 CHOSEN_HEAD = ["recall@3 at 3", "at 4", "at 5", "regret at 3", "at 4", "at 5"]
 
 
-def render(content: Content) -> str:
-    """The page as HTML text."""
+def render(content: Content | str, own: Own | None = None, sweep: Sweep | None = None) -> str:
+    """The page as HTML text.
+
+    Args:
+        content: what a study gives, or why there is none.
+        own: what one's own table holds.
+        sweep: the run that filled it.
+    """
+    known = isinstance(content, Content)
     sections = [
-        _decisions(content),
-        _ranking(content),
-        _policies(content),
-        _stopping(content),
-        _law(content),
-        _sensitivity(content),
-        correspondence.section(content.correspondence) if content.correspondence else "",
-        _example(content),
-        _protocols(content),
+        sweep_section.problems(sweep) if sweep else "",
+        _decisions(content, priced=sweep is None)
+        if known
+        else warning(f"Nothing can be ranked: {content}."),
+        own_section.verdicts(own) if own else "",
+        _ranking(content) if known else "",
+        sweep_section.section(sweep, len(own.candidates) if own else 0) if sweep else "",
+        own_section.measured(own) if own else "",
+        *(_rest(content) if known else []),
     ]
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     return "\n".join(
@@ -46,11 +55,25 @@ def render(content: Content) -> str:
     )
 
 
-def _decisions(content: Content) -> str:
+def _rest(content: Content) -> list[str]:
+    """What the decisions rest on."""
+    return [
+        _policies(content),
+        _stopping(content),
+        _law(content),
+        _sensitivity(content),
+        correspondence.section(content.correspondence) if content.correspondence else "",
+        _example(content),
+        _protocols(content),
+    ]
+
+
+def _decisions(content: Content, priced: bool) -> str:
+    """What to take; `priced`: with the cost model's hours, where nothing was measured."""
     finished = sum(task.finished for task in content.study.tasks.values())
     count = max(len(task.performance) for task in content.study.tasks.values())
     lead = (
-        f"{count} candidates on {len(content.recommendations)} benchmarks"
+        f"{count} candidates on {_counted(len(content.study.tasks), 'benchmark')}"
         f"{', ' + str(finished) + ' of them finished' if finished else ''}. For each: what to "
         "take, how sure that is, what to finetune next, and when the policy would have stopped."
     )
@@ -71,24 +94,32 @@ def _decisions(content: Content) -> str:
         )
     head = ["benchmark", "finetuned", "the law", "take", "P best", "finetune next"]
     failing = [answer for answer in content.recommendations if answer.trust.verdict == "fails"]
-    warning = "".join(
-        f'<p class="warn">The law fails its test on '
-        f"{escape(catalog.display_benchmark(answer.benchmark))}: {escape(answer.trust.reason)}.</p>"
+    warnings = "".join(
+        warning(
+            f"The law fails its test on {catalog.display_benchmark(answer.benchmark)}: "
+            f"{answer.trust.reason}."
+        )
         for answer in failing
+    ) + "".join(
+        warning(f"{catalog.display_benchmark(name)} is not ranked: {why}.")
+        for name, why in content.unranked.items()
     )
     note = (
         "In brackets: what lies within the noise of the best result, so that a rerun might put it "
         "first; P best counts that noise too."
     )
     return (
-        f'<p class="lead">{escape(lead)}</p>{warning}'
-        + table(head, rows)
-        + soft(note)
-        + _replays(content)
+        f'<p class="lead">{escape(lead)}</p>{warnings}'
+        + (table(head, rows) + soft(note) if rows else "")
+        + _replays(content, priced)
     )
 
 
-def _replays(content: Content) -> str:
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _replays(content: Content, priced: bool) -> str:
     """What the policy would have done had nothing been finetuned, and what that saves."""
     replayed = [answer for answer in content.recommendations if answer.replay]
     if not replayed:
@@ -105,7 +136,7 @@ def _replays(content: Content) -> str:
                 percent(stop.p_best_held),
                 percent(stop.expected_regret, 1),
                 percent(stop.true_regret, 1),
-                f"{(answer.n - stop.k) * cost.next:,.0f}",
+                *([f"{(answer.n - stop.k) * cost.next:,.0f}"] if priced else []),
             ]
         )
     mean = sum(answer.replay[-1].k for answer in replayed) / len(replayed)
@@ -117,8 +148,14 @@ def _replays(content: Content) -> str:
         "P best",
         "expected regret",
         "true regret",
-        "GPU hours spared",
+        *(["GPU hours spared"] if priced else []),
     ]
+    note = "Regret is a fraction of the range from the worst candidate to the best."
+    if priced:
+        note += (
+            f" One run costs {cost.next:,.0f} GPU hours by the cost model '{cost.model}' "
+            f"({cost.note})."
+        )
     return (
         "<h3>Had nothing been finetuned yet</h3>"
         + paragraph(
@@ -127,16 +164,13 @@ def _replays(content: Content) -> str:
             f"{100 * undone:.0f} % of the finetuning is left undone."
         )
         + table(head, rows)
-        + soft(
-            "Regret is a fraction of the range from the worst candidate to the best. One run costs "
-            f"{cost.next:,.0f} GPU hours by the cost model '{cost.model}' ({cost.note})."
-        )
+        + soft(note)
     )
 
 
 def _ranking(content: Content) -> str:
     answer = content.at_stop
-    if answer.ranking is None:
+    if isinstance(answer, str) or answer.ranking is None:
         return ""
     name = catalog.display_benchmark(answer.benchmark)
     text = (
@@ -298,7 +332,8 @@ def _law(content: Content) -> str:
             number(test.null_p95),
             number(test.p_value),
         ]
-        for test in content.recommendations[0].trust.tests
+        for answer in content.recommendations[:1]
+        for test in answer.trust.tests
     ]
     tasks = [t for t in content.study.tasks.values() if t.finetuned.sum() >= 3]
     figures = figure(

@@ -137,6 +137,7 @@ def ranking(answer: Recommendation, task: Task) -> str:
             if not row.finetuned and np.isfinite(truth[row.representation]):
                 axes.plot(truth[row.representation], place, "x", color="black", ms=6)
         axes.set_yticks(range(len(rows)), [_label(row.representation) for row in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         for place, row in enumerate(rows):
             axes.annotate(
                 f"{100 * row.p_best:.0f} %",
@@ -157,7 +158,8 @@ def ranking(answer: Recommendation, task: Task) -> str:
         ]
         if task.finished and answer.k < answer.n:
             handles.append(axes.plot([], [], "x", color="black", label="truth, not seen")[0])
-        axes.legend(handles=handles, loc="lower left", fontsize=8)
+        below = (0.5, -0.5 / (0.32 * len(rows) + 0.3))  # half an inch under the axis
+        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=below, ncols=3, fontsize=8)
         axes.set_title(f"after {answer.k} finetuning runs")
         return as_svg(figure)
 

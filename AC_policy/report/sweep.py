@@ -1,0 +1,138 @@
+"""A sweep as `law run` left it in `summary.json`: steps, rounds of the policy, and the plan."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llava.config import build
+from llava.errors import ConfigError, UsageError
+
+BAD = ("failed", "blocked", "left out")
+"""States of a step that the reader must know of first, in this order."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what it was, how it ended, what it cost."""
+
+    name: str
+    kind: str
+    state: Literal["done", "failed", "blocked", "left out", "running", "waiting"]
+    representation: str | None = None
+    """None: the step serves all of them."""
+    seconds: float | None = None
+    gpu_hours: float | None = None
+    gpus: int | None = None
+    peak_memory: int | None = None
+    """Bytes of the host's memory."""
+    peak_gpu_memory: int | None = None
+    started: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the steps, and how many are in which state."""
+
+    seconds: float
+    gpu_hours: float | None
+    steps: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One answer of the policy, and what was run on it."""
+
+    round: int
+    json: str
+    """What `law policy propose` wrote, seen from the summary's folder."""
+    stage1: list[str]
+    stage2: list[str]
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What `law policy propose` said in a round; of each benchmark, what it then knew."""
+
+    stage1: list[str]
+    stage2: list[str]
+    stop: bool
+    reason: str
+    finetuned: list[str]
+    benchmarks: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """`summary.json`, and the proposals that it names."""
+
+    name: str
+    config: str
+    finished: bool
+    steps: list[Step]
+    totals: Totals
+    rounds: list[Round] = field(default_factory=list)
+    plan: dict[str, Any] | None = None
+    proposals: dict[int, Proposal] = field(default_factory=dict, init=False)
+    """Round -> what was said in it; a round whose file is not there has none."""
+
+    def of_state(self, state: str) -> list[Step]:
+        """The steps in a state, in their order."""
+        return [step for step in self.steps if step.state == state]
+
+    def trained(self) -> list[str]:
+        """Representations whose stage 2 is done."""
+        return [
+            step.representation
+            for step in self.of_state("done")
+            if step.kind == "stage2" and step.representation
+        ]
+
+
+def read(path: Path) -> Sweep:
+    """The sweep of a summary; UsageError (file, key, what was expected) for another file."""
+    sweep = _load(Sweep, path, "`law run`")
+    for entry in sweep.rounds:
+        said = path.parent / entry.json
+        if said.exists():
+            sweep.proposals[entry.round] = _proposal(said)
+    return sweep
+
+
+def _proposal(path: Path) -> Proposal:
+    found = _read(path)
+    names = Proposal.__dataclass_fields__
+    if isinstance(found, dict):  # it may say more than the report shows
+        found = {key: value for key, value in found.items() if key in names}
+    return _build(Proposal, found, path, "`law policy propose --json`")
+
+
+def _load(cls: type, path: Path, writer: str):
+    return _build(cls, _read(path), path, writer)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def _build(cls: type, found: Any, path: Path, writer: str):
+    try:
+        return build(cls, found)
+    except ConfigError as error:
+        raise UsageError(f"{path}: {error}; expected what {writer} writes") from None
+
+
+def seconds(steps: Iterable[Step]) -> float:
+    """Time of the steps together; those that did not say count as none."""
+    return sum(step.seconds or 0.0 for step in steps)
+
+
+def gpu_hours(steps: Iterable[Step]) -> float:
+    """GPU hours of the steps together."""
+    return sum(step.gpu_hours or 0.0 for step in steps)
