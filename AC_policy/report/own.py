@@ -64,13 +64,20 @@ class Measured:
     performance: Column
 
     def representations(self) -> list[str]:
-        """All of them, the best performance first, then those without one."""
+        """The best performance first; then, without one, the most scores, then the best C."""
         names = dict.fromkeys(
             name for column in [self.performance, *self.scores] for name in column.values
         )
         sign = 1 if self.performance.higher_is_better else -1
         known = self.performance.values
-        return sorted(names, key=lambda name: -sign * known.get(name, -sign * np.inf))
+
+        def place(name: str) -> tuple[float, int, float]:
+            scores = [column.values.get(name) for column in self.scores]
+            last = scores[-1] if scores and scores[-1] is not None else -np.inf
+            have = sum(score is not None for score in scores)
+            return -sign * known.get(name, -sign * np.inf), -have, -last
+
+        return sorted(names, key=place)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ TEST = (
     "learned on other benchmarks and corrected by these results; that has a test of its own, whose "
     "outcome stands in the first table, and the two may differ."
 )
+MOST_ROWS = 60
+"""Representations of a benchmark's table: a search space can have a thousand."""
 A_NAMES = {"cosine": "cosine", "nll": "likelihood"}
 
 
@@ -120,12 +122,10 @@ def measured(own: Own) -> str:
 def _benchmark(entry: Measured) -> str:
     name = catalog.display_benchmark(entry.benchmark)
     columns = [*entry.scores, entry.performance]
+    names = entry.representations()
     rows = [
-        [
-            catalog.display_representation(representation),
-            *(_cell(column, representation) for column in columns),
-        ]
-        for representation in entry.representations()
+        [catalog.display_representation(name), *(_cell(column, name) for column in columns)]
+        for name in names[:MOST_ROWS]
     ]
     head = ["representation", *(f"{column.name}, {column.unit}" for column in columns)]
     drawn, left_out = scatter(entry)
@@ -137,6 +137,7 @@ def _benchmark(entry: Measured) -> str:
     return (
         f"<h3>{escape(name)}</h3>"
         + table(head, rows)
+        + (soft(f"And {len(names) - MOST_ROWS:,} more, in the table.") * (len(names) > MOST_ROWS))
         + (figure(drawn, f"Scores and performance on {name}", caption) if drawn else "")
         + "".join(soft(why) for why in left_out)
     )

@@ -15,6 +15,7 @@ from AC_policy.report.own import Own
 from AC_policy.report.sweep import Sweep
 from llava import catalog
 
+MOST_NAMES = 20
 REPORTED_RUNS = (2, 3, 4, 5, 6)
 CHOSEN_HEAD = ["recall@3 at 3", "at 4", "at 5", "regret at 3", "at 4", "at 5"]
 
@@ -560,7 +561,13 @@ def _protocols(content: Content) -> str:
         ["made", content.made],
     ]
     left_out = "".join(
-        soft(f"Not candidates, they {why}: {', '.join(map(display, names))}.")
+        soft(f"Not candidates, they {why}: {_listed(names)}.")
         for why, names in study.left_out.items()
     )
     return "<h2>Protocols and versions</h2>" + table(["", ""], rows, left=2) + left_out
+
+
+def _listed(names: list[str]) -> str:
+    """Names, of a whole search space only the first."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(map(display, names[:MOST_NAMES])) + (f" and {more:,} more" * (more > 0))

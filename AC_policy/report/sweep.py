@@ -51,6 +51,42 @@ class Round:
     stage1: list[str]
     stage2: list[str]
     stop: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """GPU hours that the plan counted: of finetuning everything, and of the policy's way."""
+
+    runs: float
+    """Finetuned until the policy stops, as expected."""
+    all_stage1: float
+    all_stage2: float
+    all_evaluate: float
+    scores: float
+    stage1: float
+    stage2: float
+    evaluate: float
+
+    @property
+    def all(self) -> float:
+        """Of finetuning and evaluating every candidate."""
+        return self.all_stage1 + self.all_stage2 + self.all_evaluate
+
+    @property
+    def policy(self) -> float:
+        """Of the policy's way."""
+        return self.scores + self.stage1 + self.stage2 + self.evaluate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the sweep was expected to take, before anything ran."""
+
+    candidates: int
+    cost_model: str
+    gpu: str
+    saving: Saving
 
 
 @dataclass(frozen=True)
@@ -70,12 +106,12 @@ class Sweep:
     """`summary.json`, and the proposals that it names."""
 
     name: str
-    config: str
+    config: str | None
     finished: bool
     steps: list[Step]
     totals: Totals
     rounds: list[Round] = field(default_factory=list)
-    plan: dict[str, Any] | None = None
+    plan: Plan | None = None
     proposals: dict[int, Proposal] = field(default_factory=dict, init=False)
     """Round -> what was said in it; a round whose file is not there has none."""
 
@@ -94,24 +130,26 @@ class Sweep:
 
 def read(path: Path) -> Sweep:
     """The sweep of a summary; UsageError (file, key, what was expected) for another file."""
-    sweep = _load(Sweep, path, "`law run`")
+    found = _read(path)
+    if isinstance(found, dict) and isinstance(found.get("plan"), dict):
+        plan = _shown(Plan, found["plan"])
+        if isinstance(plan.get("saving"), dict):
+            plan["saving"] = _shown(Saving, plan["saving"])
+        found = found | {"plan": plan}
+    sweep = _build(Sweep, found, path, "`law run`")
     for entry in sweep.rounds:
         said = path.parent / entry.json
         if said.exists():
-            sweep.proposals[entry.round] = _proposal(said)
+            found = _read(said)
+            found = _shown(Proposal, found) if isinstance(found, dict) else found
+            proposal = _build(Proposal, found, said, "`law policy propose --json`")
+            sweep.proposals[entry.round] = proposal
     return sweep
 
 
-def _proposal(path: Path) -> Proposal:
-    found = _read(path)
-    names = Proposal.__dataclass_fields__
-    if isinstance(found, dict):  # it may say more than the report shows
-        found = {key: value for key, value in found.items() if key in names}
-    return _build(Proposal, found, path, "`law policy propose --json`")
-
-
-def _load(cls: type, path: Path, writer: str):
-    return _build(cls, _read(path), path, writer)
+def _shown(cls: type, found: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys of another command's output that the report has no use for."""
+    return {key: value for key, value in found.items() if key in cls.__dataclass_fields__}
 
 
 def _read(path: Path) -> Any:

@@ -63,6 +63,7 @@ def section(sweep: Sweep, candidates: int) -> str:
         + _rounds(sweep)
         + "<h3>What it cost</h3>"
         + _spared(sweep, candidates)
+        + _planned(sweep)
         + _by_kind(done)
         + _figure(done)
     )
@@ -74,11 +75,8 @@ def _rounds(sweep: Sweep) -> str:
     finetuned = len(set(sweep.trained()))
     last = sweep.rounds[-1]
     text = f"The policy was asked {_times(len(sweep.rounds))}; {finetuned} were finetuned."
-    said = sweep.proposals.get(last.round)
-    if last.stop and said:
-        text += f" It stopped: {said.reason.rstrip('.')}."
-    elif last.stop:
-        text += " It stopped."
+    if last.stop:
+        text += f" It stopped: {last.reason.rstrip('.')}." if last.reason else " It stopped."
     rows = [row for entry in sweep.rounds for row in _round(sweep, entry)]
     head = ["round", "finetuned", "asked for stage 1", "for stage 2", "benchmark", "the law"]
     head += ["best one held", "expected regret"]
@@ -152,6 +150,18 @@ def _spared(sweep: Sweep, candidates: int) -> str:
         f"{finetuned} of {candidates} representations were finetuned, for {shown(spent)}. All of "
         f"them would have cost about {shown(spent + more)}, at the mean of what was run here: "
         f"{percent(more / (spent + more))} was spared."
+    )
+
+
+def _planned(sweep: Sweep) -> str:
+    """What the plan had counted for both ways."""
+    if not sweep.plan:
+        return ""
+    plan, saving = sweep.plan, sweep.plan.saving
+    return paragraph(
+        f"The plan, before anything ran, counted {saving.all:,.3g} GPU hours for finetuning all "
+        f"{plan.candidates:,}, and {saving.policy:,.3g} for the policy's way with "
+        f"{saving.runs:.3g} runs ({plan.cost_model} on {plan.gpu})."
     )
 
 

@@ -56,6 +56,7 @@ def summary(candidates=4, finetuned=2, **changes):
             "stage1": [],
             "stage2": [towers[i]] if i < finetuned else [],
             "stop": i == finetuned,
+            "reason": "nothing is worth a run" if i == finetuned else "",
         }
         for i in range(finetuned + 1)
     ]
@@ -131,6 +132,31 @@ def test_gpu_hours_where_there_are_some(tmp_path):
     assert "for 16.0 GPU hours" in text
     assert "about 32.0 GPU hours" in text
     assert "stage2 2 60 s 16.00 1.00 GiB 70.00 GiB" in text
+
+
+def test_plan_beside_it(tmp_path):
+    """Both ways as the plan counted them; what else a plan says is passed over."""
+    saving = {
+        "runs": 5.1,
+        "all_stage1": 10.0,
+        "all_stage2": 90.0,
+        "all_evaluate": 20.0,
+        "scores": 3.0,
+        "stage1_runs": 4,
+        "stage1": 10.0,
+        "stage2": 36.0,
+        "evaluate": 8.0,
+        "further": 11.0,
+    }
+    plan = {"candidates": 13, "cost_model": "flops", "gpu": "A100-80GB", "saving": saving}
+    found = sweep.read(put(tmp_path / "run", summary(plan=plan | {"notes": []})))
+    text = words(sweep_section.section(found, candidates=4))
+    assert "counted 120 GPU hours for finetuning all 13, and 57 for the policy's way" in text
+    assert "with 5.1 runs (flops on A100-80GB)" in text
+    del saving["scores"]
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary(plan=plan)))
+    with pytest.raises(UsageError, match=r"plan\.saving\.scores: this key is required"):
+        sweep.read(tmp_path / "run" / "summary.json")
 
 
 def test_rounds(tmp_path):
