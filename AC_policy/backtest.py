@@ -5,18 +5,18 @@ nobody can see without knowing the answer. Recall and regret at fixed k are what
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from AC_policy import metrics
+from AC_policy.baselines import baselines
 from AC_policy.calibration import GAUSSIAN, bounds_from, replayed_errors
-from AC_policy.features import min_max
 from AC_policy.noise import tie_band
 from AC_policy.paper import is_paper, published_policy
 from AC_policy.policies import REPLAYS, BayesOptions, Replay, Setting
-from AC_policy.prior import MIN_BENCHMARKS, learn_prior
+from AC_policy.prior import MIN_BENCHMARKS
 from AC_policy.study import Study, Task
 from llava import catalog
 from llava.errors import TableError, UsageError, unknown_name
@@ -69,11 +69,12 @@ class Backtest:
     setting: Setting
     tasks: list[Task]
     benchmarks: dict[str, BenchmarkBacktest]
+    lent: Sequence[Task] = ()
 
     @functools.cached_property
     def baselines(self) -> dict[str, dict[str, dict[str, float]]]:
         """Ranking without finetuning -> benchmark -> recall_at_3, regret_top3, weighted_tau."""
-        return baselines(self.tasks)
+        return baselines(self.tasks, self.lent)
 
     @functools.cached_property
     def coverage(self) -> dict[int, tuple[float, float]] | None:
@@ -82,7 +83,9 @@ class Backtest:
         Calibrated on the other benchmarks as in use, and Gaussian as the model has it. Only `bayes`
         gives intervals.
         """
-        return _coverage(self.tasks, self.setting.bayes) if self.policy == "bayes" else None
+        if self.policy != "bayes":
+            return None
+        return _coverage(self.tasks, self.setting.bayes, self.lent)
 
     def mean(self, curve: str) -> np.ndarray:
         """Mean over benchmarks [shortest n + 1]."""
@@ -96,6 +99,7 @@ def backtest(
     policy: str,
     setting: Setting | None = None,
     noise_band: float | None = None,
+    lent: Sequence[Task] = (),
 ) -> Backtest:
     """Replays `policy` (`paper`, `bayes` or `random`) on every benchmark that is finished.
 
@@ -107,6 +111,7 @@ def backtest(
         setting: trials, seed, scale, and the constants of `bayes`.
         noise_band: fraction of the range inside which results tie; default: the noise of each
             benchmark's best result, see `tie_band`.
+        lent: benchmarks from elsewhere that teach the prior, too.
 
     Raises:
         UsageError: unknown policy.
@@ -120,10 +125,10 @@ def backtest(
     tasks = finished_tasks(study)
     found = {}
     for task in tasks:
-        others = [other for other in tasks if other is not task]
+        others = [*(other for other in tasks if other is not task), *lent]
         band = tie_band(task) if noise_band is None else noise_band
         found[task.benchmark] = _score(task, REPLAYS[policy](task, others, setting), band)
-    return Backtest(policy, setting, tasks, found)
+    return Backtest(policy, setting, tasks, found, lent)
 
 
 def finished_tasks(study: Study) -> list[Task]:
@@ -188,16 +193,19 @@ def _score(task: Task, replay: Replay, noise_band: float) -> BenchmarkBacktest:
     )
 
 
-def _coverage(tasks: list[Task], options: BayesOptions) -> dict[int, tuple[float, float]] | None:
+def _coverage(
+    tasks: list[Task], options: BayesOptions, lent: Sequence[Task]
+) -> dict[int, tuple[float, float]] | None:
     """Coverage of 80 % intervals whose bounds never saw the benchmark they are judged on."""
-    if len(tasks) < MIN_BENCHMARKS + 2:
+    every = [*tasks, *lent]
+    if len(every) < MIN_BENCHMARKS + 2:
         return None
     longest = max(task.last_open for task in tasks)
     inside: dict[int, list[tuple[float, float]]] = {}
     for task in tasks:
-        others = [other for other in tasks if other is not task]
+        others = [other for other in every if other is not task]
         learned = replayed_errors(others, options, longest)
-        mine = replayed_errors(tasks, options, task.last_open, only=task)
+        mine = replayed_errors(every, options, task.last_open, only=task)
         for k, (errors,) in mine.items():
             shares = [
                 float(((errors >= bounds.low) & (errors <= bounds.high)).mean())
@@ -205,35 +213,6 @@ def _coverage(tasks: list[Task], options: BayesOptions) -> dict[int, tuple[float
             ]
             inside.setdefault(k, []).append(tuple(shares))
     return {k: tuple(np.mean(shares, 0).tolist()) for k, shares in sorted(inside.items())}
-
-
-def baselines(tasks: Iterable[Task]) -> dict[str, dict[str, dict[str, float]]]:
-    """Rankings that need no finetuning: A + C, A, C, the law transferred, and chance."""
-    tasks = list(tasks)
-    found: dict[str, dict] = {"A+C": {}, "A": {}, "C": {}, "transferred law": {}, "chance": {}}
-    for task in tasks:
-        a, c = min_max(task.scores).T
-        scores = {"A+C": a + c, "A": a, "C": c}
-        try:
-            prior = learn_prior([other for other in tasks if other is not task])
-            scores["transferred law"] = prior.score(task.points())
-        except TableError:
-            found.pop("transferred law", None)
-        for name, score in scores.items():
-            regret = float(metrics.top_regret(task.performance, score[None], metrics.TOP)[0])
-            tau = float(metrics.weighted_tau(task.performance, score[None])[0])
-            found[name][task.benchmark] = {
-                "recall_at_3": float(regret == 0),
-                "regret_top3": regret,
-                "weighted_tau": tau,
-            }
-        recall, regret = metrics.random_top_regret(task.performance, metrics.TOP)
-        found["chance"][task.benchmark] = {
-            "recall_at_3": recall,
-            "regret_top3": regret,
-            "weighted_tau": 0.0,
-        }
-    return found
 
 
 def to_json(result: Backtest, study: Study) -> dict:

@@ -71,9 +71,12 @@ def add_constants(parser: argparse.ArgumentParser) -> None:
 
 
 def read_study(
-    arguments: argparse.Namespace, also: Sequence[str] = (), unaligned: bool = False
+    arguments: argparse.Namespace,
+    also: Sequence[str] = (),
+    unaligned: bool = False,
+    new: bool = False,
 ) -> "Study":
-    """The study that the flags select; `also` and `unaligned` as in `load_study`."""
+    """The study that the flags select; the rest as in `load_study`."""
     from AC_policy.paper import LAW_TABLES
     from AC_policy.study import load_study
 
@@ -83,7 +86,7 @@ def read_study(
     tables = list(arguments.table or [])
     if not tables or arguments.paper == "join":
         tables += LAW_TABLES
-    return load_study(tables, arguments.a, _protocols(arguments.protocol), also, unaligned)
+    return load_study(tables, arguments.a, _protocols(arguments.protocol), also, unaligned, new)
 
 
 def _protocols(given: Iterable[str]) -> dict[str, str]:

@@ -128,6 +128,7 @@ def load_study(
     protocols: dict[str, str] | None = None,
     also: Iterable[str] = (),
     unaligned: bool = False,
+    new: bool = False,
 ) -> Study:
     """The study that the results tables hold.
 
@@ -140,6 +141,7 @@ def load_study(
             the tables hold several.
         also: benchmarks to take beside them, such as one that nothing is finetuned for yet.
         unaligned: keep what has C and no A in `Task.unaligned`, rather than leave it out aloud.
+        new: take `also` by name even where no row and no catalog knows it, and say so.
 
     Raises:
         TableError: no candidate, several protocols or units for one number, constant scores.
@@ -148,7 +150,7 @@ def load_study(
     if a not in A_QUANTITY:
         raise UsageError(unknown_name("A score", a, A_QUANTITY))
     table = read(tables)
-    return study_of(table, a, protocols or {}, also, unaligned)
+    return study_of(table, a, protocols or {}, also, unaligned, new)
 
 
 def study_of(
@@ -157,9 +159,10 @@ def study_of(
     protocols: dict[str, str],
     also: Iterable[str] = (),
     unaligned: bool = False,
+    new: bool = False,
 ) -> Study:
     """The study that an already read table holds; see `load_study`."""
-    names = _wanted(table, also)
+    names = _wanted(table, also, new)
     pivot = _Pivot(table, _chosen(table, protocols))
     c = pivot.shared("C_pck")
     tasks, left_out = {}, {}
@@ -197,7 +200,7 @@ def _chosen(table: ResultsTable, protocols: dict[str, str]) -> dict[tuple[str, s
     return chosen
 
 
-def _wanted(table: ResultsTable, also: Iterable[str]) -> list[str]:
+def _wanted(table: ResultsTable, also: Iterable[str], new: bool) -> list[str]:
     """Benchmark ids to take, the paper's eight first and in its order."""
     found = table.present("benchmark", table.rows_of("quantity", "performance"))
     known = catalog.benchmarks()
@@ -216,7 +219,9 @@ def _wanted(table: ResultsTable, also: Iterable[str]) -> list[str]:
     ]
     allowed = dict.fromkeys([*found, *scored, *known])
     for name in also:
-        if name not in allowed:
+        if name not in allowed and new:
+            logger.warning("%s: no table holds a row of it: nothing is finetuned for it yet", name)
+        elif name not in allowed:
             shown = [*allowed, *(catalog.display_benchmark(entry) for entry in allowed)]
             raise UsageError(unknown_name("benchmark", name, shown))
     return list(dict.fromkeys([*wanted, *also]))
@@ -274,6 +279,12 @@ class _Pivot:
         general = [name for name in self._benchmarks_of(quantity) if name not in scored]
         if len(general) == 1:
             return self.column(quantity, general[0])
+        if general:
+            raise TableError(
+                f"{benchmark}: {quantity} was measured on {' and '.join(general)}, none of which "
+                f"has performance; name the images after the benchmark, or keep one set of rows "
+                f"that stands for all benchmarks"
+            )
         raise TableError(f"{benchmark}: {self._no_rows(quantity)}")
 
     def _rows(self, quantity: str, benchmark: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from llava.files import write_json
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds the command and its flags."""
     backtest = commands.add_parser("backtest", help="replay a policy where the truth is known")
-    add_study(backtest, paper=("join", "off"))
+    add_study(backtest, paper=("prior", "join", "off"))
     add_scale(backtest)
     add_json(backtest)
     backtest.add_argument("--policy", required=True, metavar="{paper,bayes,random}")
@@ -26,6 +26,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints it, and writes it with --json."""
     from AC_policy import backtest
+    from AC_policy.paper import paper_study
     from AC_policy.policies import Setting
 
     setting = Setting(arguments.trials, arguments.seed, arguments.scale, bayes_options(arguments))
@@ -33,7 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
     if band is not None and not 0 <= band < 1:
         raise UsageError(f"--noise-band is {band}; expected a fraction of the range, 0 to 1")
     study = read_study(arguments)
-    result = backtest.backtest(study, arguments.policy, setting, band)
+    lends = arguments.table and arguments.paper == "prior"
+    lent = list(paper_study().tasks.values()) if lends else []
+    result = backtest.backtest(study, arguments.policy, setting, band, lent)
     answer = backtest.to_json(result, study)
     print(
         f"policy {arguments.policy}, mean over {len(result.benchmarks)} benchmarks after k runs\n"

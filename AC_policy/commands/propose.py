@@ -52,12 +52,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     options = bayes_options(arguments)
     limits = Limits(arguments.at_once, arguments.most_stage1, arguments.most_stage2)
-    study = read_study(arguments, arguments.benchmark, arguments.estimate_a)
+    study = read_study(arguments, arguments.benchmark, arguments.estimate_a, new=True)
     answer = propose(
         study,
         arguments.benchmark,
         limits,
-        arguments.paper,
+        arguments.paper if arguments.table else "off",
         options,
         arguments.rank_anyway,
         arguments.seed,
