@@ -44,7 +44,7 @@ def main(argv: list[str], prog: str = "compute.py") -> None:
         write_json(arguments.json, answers if len(scores) > 1 else scores[0].to_json())
     if arguments.results:
         from llava import results
-        from llava.sweep.run import commit
+        from llava.provenance import commit
 
         told = str(arguments.base_folder), commit() or ""
         results.append(arguments.results, [row for score in scores for row in score.rows(*told)])

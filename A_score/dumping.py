@@ -37,7 +37,7 @@ from llava.launch import launch
 from llava.log import get_logger, progress
 from llava.model.comparison import dtype_difference
 from llava.model.projection import Projection
-from llava.sweep.run import commit
+from llava.provenance import commit
 
 logger = get_logger("a-score")
 

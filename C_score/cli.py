@@ -90,7 +90,7 @@ def _check_drawing(pairs: "PairSet", folder: Path) -> None:
 
 def _append(arguments: argparse.Namespace, reports: "list[Report]") -> None:
     from llava import results
-    from llava.sweep.run import commit
+    from llava.provenance import commit
 
     known = commit() or ""
     folder = str(arguments.features or default_features(arguments.data))
@@ -170,6 +170,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--all-combinations", action="store_true", help="score every subset of the towers"
     )
+    parser.add_argument(
+        "--tower-alias",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="a tower's weights were read from another folder or hub id",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
     parser.add_argument("--results", type=Path, metavar="CSV", help="append to this results table")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write every match here")
@@ -197,6 +204,7 @@ def _request(arguments: argparse.Namespace) -> "Request":
     from C_score.evaluate import Request
     from C_score.matching import Match
     from C_score.score import Options
+    from llava.model.multimodal_encoder.registry import parse_replacements
 
     return Request(
         models=arguments.model,
@@ -215,6 +223,7 @@ def _request(arguments: argparse.Namespace) -> "Request":
         dtype=arguments.dtype,
         combine=arguments.all_combinations,
         detail=bool(arguments.predictions or arguments.draw),
+        replace=parse_replacements(arguments.tower_alias),
     )
 
 

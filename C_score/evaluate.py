@@ -1,6 +1,6 @@
 """From names to reports: finds the features, scores what shares a grid in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,8 @@ class Request:
     """Score every combination of the towers of all models."""
     detail: bool = False
     """Keep predictions."""
+    replace: Mapping[str, str] = field(default_factory=dict)
+    """A tower's name -> where the weights of its features were read from."""
 
 
 def evaluate(pairs: PairSet, request: Request) -> list[Report]:
@@ -62,6 +64,7 @@ def evaluate(pairs: PairSet, request: Request) -> list[Report]:
         protocol=request.frame,
         dtype=request.dtype,
         flip=request.options.flip,
+        replace=request.replace,
     )
     for tower in towers:
         if request.num_patches not in (None, tower.n):

@@ -1,7 +1,7 @@
 """From the names on a command line to features: in the feature store, or in files."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from C_score.datasets.pairs import PairSet, Picture
@@ -27,6 +27,7 @@ from llava import catalog
 from llava.errors import LawError, UsageError, nearest
 from llava.features import FeatureStore, Space, image_key
 from llava.log import get_logger
+from llava.model.multimodal_encoder.registry import named_in
 from llava.model.multimodal_encoder.spec import TowerSpec
 
 logger = get_logger("c-score")
@@ -49,15 +50,17 @@ def find_towers(
     protocol: str = "tower",
     dtype: str | None = None,
     flip: bool = False,
+    replace: Mapping[str, str] | None = None,
 ) -> tuple[list[Features], list[tuple[int, ...]]]:
     """(the towers, each once; for every model the indices of its towers).
 
     A model is looked for in the store at `root` first, whole and then part by part ('+' joins),
     and is read from it where that holds all `pictures`; else from `<image>_<part>.pt` files.
+    `replace` maps a tower's name to where its weights were read from.
 
     Raises UsageError for a name that nothing here goes by, LawError for features that are missing.
     """
-    finder = _Finder(root, pictures, protocol, dtype, flip)
+    finder = _Finder(root, pictures, protocol, dtype, flip, replace or {})
     towers: dict[str, Features] = {}
     subsets = []
     for model in models:
@@ -94,9 +97,9 @@ def stored_names(root: Path, protocol: str, dtype: str | None) -> list[str]:
 
 
 class _Finder:
-    def __init__(self, root, pictures, protocol, dtype, flip):
+    def __init__(self, root, pictures, protocol, dtype, flip, replace):
         self.root, self.pictures, self.protocol = root, pictures, protocol
-        self.dtype, self.flip = dtype, flip
+        self.dtype, self.flip, self.replace = dtype, flip, replace
         if not root.is_dir():
             raise LawError(
                 f"{root}: no such folder of features (seen from {Path.cwd()}); "
@@ -142,13 +145,14 @@ class _Finder:
         if not self.spaces:
             return None
         try:
-            meant = representation(name, self.protocol)
+            here = named_in(name, self.replace)
+            meant = representation(name, self.protocol, here)
             frame, single = FRAMES[self.protocol], len(meant.parts) == 1
             return [
                 self.of_space(
                     self.space(spec, frame),
-                    name if single else sized_name(spec, self.protocol),
-                    meant.name if single else sized_name(spec, self.protocol),
+                    name if single else sized_name(spec, self.protocol, here),
+                    meant.name if single else sized_name(spec, self.protocol, here),
                 )
                 for spec in meant.parts
             ]

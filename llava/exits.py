@@ -1,11 +1,14 @@
 """How a command ends: 2 for bad usage, 1 for failed work, and one line that says why."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 
 from llava.errors import LawError
 
+PEAK_VARIABLE = "LAW_PEAK_FILE"
+"""Environment variable: where each process writes the most GPU memory that it has taken, bytes."""
 OURS = ("llava", "A_score", "C_score", "AC_policy")
 
 
@@ -27,3 +30,18 @@ def run_command(main: Callable[[list[str]], None], argv: list[str], name: str = 
         sys.exit(130)
     except BrokenPipeError:  # `law ... | head` closes the pipe; what was asked for is out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        _write_peak()
+
+
+def _write_peak() -> None:
+    """Tells who started this process how much GPU memory it took, where it asked and there is any.
+
+    A measurement beside the work: the work's own end must not depend on it.
+    """
+    path, torch = os.environ.get(PEAK_VARIABLE), sys.modules.get("torch")
+    if not path or torch is None or not torch.cuda.is_initialized():
+        return
+    peak = max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+    with contextlib.suppress(OSError), open(f"{path}.{os.getpid()}", "w") as handle:
+        handle.write(str(peak))

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from llava.errors import LawError, UsageError, unknown_name
 from llava.features import DTYPES, FeatureStore, Space, image_key, mirrored_key
+from llava.files import ensure_writable, write_json
 from llava.launch import launch
 from llava.log import get_logger, progress
 from llava.model.multimodal_encoder.base import VisionTower
@@ -340,8 +341,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--skip-missing", action="store_true", help="go on without towers whose packages lack"
     )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write where the features are, and how many"
+    )
     add_arguments(parser)
     arguments = parser.parse_args(argv)
+    if arguments.json:
+        ensure_writable(arguments.json)
     replace = parse_replacements(arguments.tower_alias)
     representations = [
         resolve(name, select=arguments.select, layer=arguments.layer, replace=replace)
@@ -363,6 +369,8 @@ def main(argv: list[str]) -> None:
     report(done)
     if not arguments.skip_bad:
         refuse_bad(done)
+    if arguments.json and launch().rank == 0:
+        write_json(arguments.json, told(done))
 
 
 def _check_layers(representations: Sequence[Representation]) -> None:
@@ -383,6 +391,12 @@ def _has_packages(representation: Representation) -> bool:
         logger.warning("going on without %s: %s", representation.name, error)
         return False
     return True
+
+
+def told(done: Sequence[Extraction]) -> dict:
+    """The folder of every space, and how many images of this process's share it holds."""
+    folders = list(dict.fromkeys(str(one.space.folder) for one in done))
+    return {"folders": folders, "images": sum(len(one.keys) for one in done)}
 
 
 def report(done: Sequence[Extraction]) -> None:

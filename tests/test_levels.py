@@ -25,11 +25,12 @@ LEVELS = {
     "llava/files.py": 1,
     "llava/launch.py": 1,
     "llava/log.py": 1,
+    "llava/provenance.py": 1,
     "llava/results.py": 1,
     "llava/results_csv.py": 1,
     "llava/results_schema.py": 1,
     "llava/model/multimodal_encoder/": 2,
-    "llava/sweep/": 2,
+    "llava/sweep/": 3,
     "llava/model/__init__.py": 0,
     "llava/features.py": 3,
     "llava/extraction.py": 3,
@@ -50,7 +51,7 @@ LEVELS = {
 """Path, or the beginning of one -> level; the longest that fits counts."""
 
 HIGHEST = {
-    "llava/sweep/": 1,
+    "llava/sweep/": 2,
     "AC_policy/": 1,
     "llava/__main__.py": 0,
     "llava/doctor.py": 1,

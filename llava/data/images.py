@@ -16,7 +16,8 @@ from llava.errors import LawError, UsageError, unknown_name
 from llava.extraction import decode
 from llava.model.multimodal_encoder.anyres import Size, parse_pinpoints
 from llava.model.multimodal_encoder.combined import PixelBatch
-from llava.model.multimodal_encoder.processor import GEOMETRIES, ImageProcessor, frame_of
+from llava.model.multimodal_encoder.frames import GEOMETRIES, frame_of
+from llava.model.multimodal_encoder.processor import ImageProcessor
 
 POLICIES = ("error", "skip")
 CHECKS = ("none", "exist", "decode")

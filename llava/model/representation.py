@@ -12,8 +12,8 @@ from typing import Any
 from llava.config import build, to_plain
 from llava.errors import LawError, UsageError, unknown_name
 from llava.model.multimodal_encoder.diffusion.options import DiffusionOptions
+from llava.model.multimodal_encoder.frames import frame_of
 from llava.model.multimodal_encoder.pretrained import folder_digest
-from llava.model.multimodal_encoder.processor import frame_of
 from llava.model.multimodal_encoder.registry import Representation, resolve
 from llava.model.multimodal_encoder.spec import TowerSpec
 

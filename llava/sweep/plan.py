@@ -1,29 +1,17 @@
-"""The YAML of a run, as dataclasses."""
+"""The YAML of `law run`: a list of steps, or a sweep; `{run_dir}` in it is filled in."""
 
-import shlex
-from dataclasses import dataclass, field
+import dataclasses
+import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
+from llava.config import build, read_yaml
+from llava.errors import ConfigError
+from llava.sweep.config import SweepConfig
+from llava.sweep.step import StepConfig, check_steps
 
-from llava.config import load
-
-
-@dataclass(frozen=True)
-class StepConfig:
-    """One step: a `law` command line and the files that it must leave in the run folder."""
-
-    name: str
-    command: str
-    """Arguments of `law`; `{run_dir}` stands for the run folder."""
-    outputs: list[str] = field(default_factory=list)
-    """Files in the run folder."""
-    needs: list[str] = field(default_factory=list)
-    """Packages without which the step is left out, aloud."""
-
-    def arguments(self, run_dir: Path) -> list[str]:
-        """The command line, split as a shell would, the run folder filled in."""
-        return [word.replace("{run_dir}", str(run_dir)) for word in shlex.split(self.command)]
+RUN_DIR = "{run_dir}"
 
 
 @dataclass(frozen=True)
@@ -37,24 +25,33 @@ class RunConfig:
     def __post_init__(self):
         if not self.steps:
             raise ValueError("steps: expected at least one step")
-        names = [step.name for step in self.steps]
-        for step in self.steps:
-            if names.count(step.name) > 1:
-                raise ValueError(f"steps: two are called '{step.name}'; names must differ")
-            if not step.name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"steps: '{step.name}': expected letters, digits, - and _")
-            for need in step.needs:
-                try:
-                    Requirement(need)
-                except InvalidRequirement:
-                    raise ValueError(
-                        f"{step.name}: needs '{need}'; expected a package such as scikit-image"
-                    ) from None
-            for output in step.outputs:
-                if Path(output).is_absolute() or ".." in Path(output).parts:
-                    raise ValueError(f"{step.name}: output '{output}' is not in the run folder")
+        check_steps(self.steps)
 
 
-def load_run(path: Path) -> RunConfig:
-    """The run that a YAML file describes."""
-    return load(RunConfig, path)
+def load_run(path: str | os.PathLike, run_dir: Path | None = None) -> RunConfig | SweepConfig:
+    """The run that a YAML file describes, in `run_dir` instead of its own if given.
+
+    Raises ConfigError naming the file, the key and what was expected.
+    """
+    value = read_yaml(path)
+    kind = RunConfig if isinstance(value, dict) and "steps" in value else SweepConfig
+    try:
+        if isinstance(value, dict):
+            if run_dir is not None:
+                value = value | {"run_dir": str(run_dir)}
+            if isinstance(value.get("run_dir"), str):
+                value = _filled(value, value["run_dir"])
+        config = build(kind, {} if value is None else value)
+    except ConfigError as error:
+        other = "; a run is either a list of `steps` or a sweep of representations"
+        raise ConfigError(f"{path}: {error}{'' if kind is RunConfig else other}") from None
+    return dataclasses.replace(config, run_dir=Path(os.path.normpath(config.run_dir)))
+
+
+def _filled(value: Any, run_dir: str) -> Any:
+    """`value` with the run folder in the place of every {run_dir}."""
+    if isinstance(value, dict):
+        return {_filled(key, run_dir): _filled(item, run_dir) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, run_dir) for item in value]
+    return value.replace(RUN_DIR, run_dir) if isinstance(value, str) else value

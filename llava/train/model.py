@@ -22,7 +22,7 @@ from llava.model.builder import load_llava, quantization
 from llava.model.checkpoint_layout import Checkpoint
 from llava.model.comparison import dtype_difference
 from llava.model.lora import add_lora
-from llava.model.multimodal_encoder.processor import frame_of
+from llava.model.multimodal_encoder.frames import frame_of
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.multimodal_projector.builder import projected_tokens
 from llava.model.saving import load_projector, projector_file

@@ -18,7 +18,7 @@ from llava.exits import run_command
 from llava.files import write_json
 from llava.log import get_logger
 from llava.model.representation import spec_hash
-from llava.sweep.run import commit, environment
+from llava.provenance import commit, environment
 from llava.train.a_score import score_alignment, write_protocol
 from llava.train.args import Arguments, as_flags, parse, program
 from llava.train.build import Prepared, data_report, prepare

@@ -24,7 +24,7 @@ from llava.eval.evaluation.subject import Subject
 from llava.eval.harness import harness
 from llava.files import read_json, write_json, write_text
 from llava.model.representation import dtype_name
-from llava.sweep.run import commit
+from llava.provenance import commit
 
 KEPT = ".answers"
 """Folder of the answers of tasks that are not finished."""

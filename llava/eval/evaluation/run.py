@@ -26,8 +26,8 @@ from llava.files import write_json
 from llava.launch import launch
 from llava.log import get_logger
 from llava.model.multimodal_encoder.registry import parse_replacements
+from llava.provenance import environment
 from llava.results_csv import read_columns
-from llava.sweep.run import environment
 
 logger = get_logger("eval")
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava.errors import UsageError, unknown_name
+from llava.errors import UsageError
 from llava.model.multimodal_encoder.anyres import (
     Size,
     anyres_pixels,
@@ -21,33 +21,9 @@ from llava.model.multimodal_encoder.anyres import (
     select_best_resolution,
 )
 from llava.model.multimodal_encoder.combined import PixelBatch
+from llava.model.multimodal_encoder.frames import frame_of
 from llava.model.multimodal_encoder.preprocess import check_frame, pixels
 from llava.model.multimodal_encoder.registry import Representation
-
-GEOMETRIES = ("own", "shared")
-FRAME_OF = {
-    ("square", "own"): "own",
-    ("pad", "own"): "own_pad",
-    ("anyres", "own"): "own",
-    ("square", "shared"): "crop",
-    ("pad", "shared"): "pad",
-    ("anyres", "shared"): "crop",
-}
-"""(image_aspect_ratio, geometry) -> frame."""
-ASPECT_RATIOS = ("square", "pad", "anyres")
-
-
-def frame_of(image_aspect_ratio: str | None, geometry: str = "own") -> str:
-    """The frame that LLaVA's `image_aspect_ratio` means; None counts as `square`.
-
-    Raises UsageError for an unknown value, with the nearest one.
-    """
-    ratio = image_aspect_ratio or "square"
-    if ratio not in ASPECT_RATIOS:
-        raise UsageError(unknown_name("image_aspect_ratio", ratio, ASPECT_RATIOS))
-    if geometry not in GEOMETRIES:
-        raise UsageError(unknown_name("mm_vision_geometry", geometry, GEOMETRIES))
-    return FRAME_OF[ratio, geometry]
 
 
 @dataclass(frozen=True)

@@ -329,6 +329,15 @@ def plain(representation: Representation) -> dict:
     }
 
 
+def named_in(text: str, towers: Mapping[str, str]) -> dict[str, str]:
+    """Those of `towers` (a tower's name -> where its weights are) that a representation names."""
+    return {
+        name: source
+        for name, source in towers.items()
+        if re.search(rf"(?<![\w/-]){re.escape(name)}(?![\w/-])", text)
+    }
+
+
 def parse_replacements(pairs: Sequence[str]) -> dict[str, str]:
     """`OLD=NEW` flags as a mapping from a tower's id to where its weights are.
 

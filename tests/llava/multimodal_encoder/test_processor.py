@@ -14,8 +14,9 @@ from llava.errors import UsageError
 from llava.model.multimodal_encoder.anyres import parse_pinpoints
 from llava.model.multimodal_encoder.builder import build_tower
 from llava.model.multimodal_encoder.combined import PixelBatch, joined
+from llava.model.multimodal_encoder.frames import frame_of
 from llava.model.multimodal_encoder.preprocess import pixels
-from llava.model.multimodal_encoder.processor import ImageProcessor, frame_of
+from llava.model.multimodal_encoder.processor import ImageProcessor
 from llava.model.multimodal_encoder.registry import Representation, resolve
 
 GOLDEN = ROOT / "tests" / "golden" / "llava"

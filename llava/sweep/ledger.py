@@ -1,0 +1,126 @@
+"""The ledger of a run folder: one JSON line for each beginning and end of a step.
+
+What is done stands nowhere else. A line that is damaged is said and left out; the step that it
+told of is then done again.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llava.errors import LawError
+from llava.log import get_logger
+from llava.sweep.digests import FileState
+
+logger = get_logger("run")
+
+NAME = "ledger.jsonl"
+COSTS = ("seconds", "cpu_seconds", "gpu_hours")
+PEAKS = ("peak_memory", "peak_gpu_memory")
+
+
+@dataclass
+class Entry:
+    """What is known of one step, over all attempts.
+
+    Attributes:
+        fingerprint: of the last attempt.
+        state: `done`, `failed`, `running` (begun, and no end was written) or `submitted`.
+        outputs: what it left, by path below the run folder, where it is done.
+        costs: seconds, CPU seconds and GPU hours of all attempts, those that were killed included.
+        peaks: bytes, the largest of all attempts.
+    """
+
+    fingerprint: str = ""
+    state: str = ""
+    began: str = ""
+    error: str = ""
+    processes: int = 1
+    job: str = ""
+    outputs: dict[str, FileState] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COSTS, 0.0))
+    peaks: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(PEAKS))
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Brings it up to date; ValueError, KeyError or TypeError for what is no event."""
+        state = event["state"]
+        if state not in ("running", "submitted", "done", "failed", "lost"):
+            raise ValueError(f"state {state!r}")
+        outputs = {name: FileState.read(one) for name, one in event.get("outputs", {}).items()}
+        costs = {name: float(event.get(name) or 0) for name in COSTS}
+        if state in ("running", "submitted"):
+            self.fingerprint = event["fingerprint"]
+            self.began, self.processes = event["when"], int(event.get("processes", 1))
+            self.job = str(event.get("job", self.job if state == "running" else ""))
+        for name in COSTS:
+            self.costs[name] += costs[name]
+        for name in PEAKS:
+            told = [n for n in (self.peaks[name], event.get(name)) if n is not None]
+            self.peaks[name] = max(told, default=None)
+        self.state = "failed" if state == "lost" else state
+        self.error = str(event.get("error", ""))
+        self.outputs = outputs
+
+
+class Ledger:
+    """The events of a run folder, read once and appended to."""
+
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / NAME
+        self.entries: dict[str, Entry] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Reads the file anew: other processes append to it, too."""
+        self.entries = {}
+        for event in self._events():
+            entry = self.entries.setdefault(event["step"], Entry())
+            entry.take(event)
+
+    def entry(self, step: str) -> Entry:
+        """What is known of a step; an empty one for a step that was never begun."""
+        return self.entries.get(step) or Entry()
+
+    def append(self, step: str, state: str, **told: Any) -> None:
+        """Adds an event in one locked, synced write."""
+        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        event = {"step": step, "state": state, "when": when, **told}
+        data = json.dumps(event, ensure_ascii=False).encode() + b"\n"
+        try:
+            with open(self.path, "ab+") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                if handle.seek(0, os.SEEK_END):
+                    handle.seek(-1, os.SEEK_END)
+                    if handle.read(1) != b"\n":  # a killed process was writing its line
+                        data = b"\n" + data
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise LawError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        self.entries.setdefault(step, Entry()).take(json.loads(data))
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise LawError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                event = json.loads(line)
+                if not isinstance(event["step"], str):
+                    raise ValueError("no step's name")
+                Entry().take(event)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                logger.warning("%s, line %d is damaged and left out: %s", self.path, number, error)
+                continue
+            yield event
