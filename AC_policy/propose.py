@@ -261,7 +261,7 @@ def _ask(
         why = f"the law fails its test: {trust.reason}"
     else:
         if state.scaled:
-            regret = state.expected_regret(options.draws, np.random.default_rng(seed))
+            regret = float(state.expected_regret(options.draws, np.random.default_rng(seed)))
         if state.finetuned.all():
             why = "every candidate is finetuned"
         elif not np.isfinite(merit).any():
