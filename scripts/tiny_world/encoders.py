@@ -60,8 +60,9 @@ def save_encoder(
     model.save_pretrained(folder)
     processor = {"resample": 3, "do_resize": True, "do_normalize": True} | IMAGENET
     crops = kind not in ("siglip_vision_model", "dinov3_vit")
-    processor["size"] = {"shortest_edge": resize_to} if crops else {"height": SIDE, "width": SIDE}
+    square = dict.fromkeys(("height", "width"), shape["image_size"])
+    processor["size"] = {"shortest_edge": resize_to} if crops else square
     if crops:
-        processor |= {"do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}}
+        processor |= {"do_center_crop": True, "crop_size": square}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder

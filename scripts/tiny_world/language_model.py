@@ -23,8 +23,6 @@ from tiny_world.scenes import PLACES, Scene, imagine
 from tiny_world.texts import caption, notes, some_questions
 
 WIDTH, LAYERS, HEADS = 96, 3, 4
-ROWS = 4
-"""Of the grid of patches, as the encoders have it; every quarter of an image has several."""
 BATCH = 32
 RATE = 3e-3
 WARM_UP = 0.1
@@ -40,6 +38,17 @@ NOISE = 0.1
 
 
 @dataclass(frozen=True)
+class Telling:
+    """How the scenes are told that a model learns from."""
+
+    rows: int = 4
+    """Of the grid of patches, as the encoders have it; every quarter of an image has several."""
+    placeless: float = 0
+    """Share of the grids whose patches do not say where they lie, as those of encoders without a
+    sense of position: the place is to be known from their order."""
+
+
+@dataclass(frozen=True)
 class Story:
     """A text and what it is about.
 
@@ -52,7 +61,7 @@ class Story:
     text: list[int]
 
 
-def save_language_model(folder: Path, seed: int, steps: int) -> None:
+def save_language_model(folder: Path, seed: int, steps: int, telling: Telling = Telling()) -> None:
     """Trains for `steps` steps, on one thread, and writes the model beside its tokenizer.
 
     The same seed gives the same bytes on the same machine. With 0 steps the weights are random.
@@ -79,14 +88,16 @@ def save_language_model(folder: Path, seed: int, steps: int) -> None:
             rng = random.Random(seed)  # noqa: S311
             encoder = text_encoder(tokenizer)
             read = functools.cache(lambda text: encoder.encode(text, first=False).ids)
-            stories = [imagine_story(read, rng) for _ in range(steps * BATCH)]
+            stories = [imagine_story(read, rng, telling) for _ in range(steps * BATCH)]
             _train(model, stories, tokenizer.bos_token_id, tokenizer.eos_token_id)
         finally:
             torch.set_num_threads(threads)
     model.save_pretrained(folder)
 
 
-def imagine_story(read: Callable[[str], list[int]], rng: random.Random) -> Story:
+def imagine_story(
+    read: Callable[[str], list[int]], rng: random.Random, telling: Telling = Telling()
+) -> Story:
     """A text about a scene that is not held out; `read` gives a text's ids."""
     scene = imagine(rng)
     asked = " ".join(some_questions(scene, 1, rng)[0])
@@ -96,22 +107,25 @@ def imagine_story(read: Callable[[str], list[int]], rng: random.Random) -> Story
     else:
         told = [
             [token for word in patch if rng.random() > FORGOTTEN for token in read(word)]
-            for patch in _seen(scene, rng)
+            for patch in _seen(scene, rng, telling)
         ]
     return Story(told, read(f"{text}\n"))
 
 
-def _seen(scene: Scene, rng: random.Random) -> Iterator[list[str]]:
+def _seen(scene: Scene, rng: random.Random, telling: Telling) -> Iterator[list[str]]:
     """What can be said about every patch of an image, row by row."""
     things = {thing.place: thing for thing in scene.things}
-    for patch in range(ROWS * ROWS):
-        row, column = divmod(patch, ROWS)
-        place = PLACES[2 * (2 * row // ROWS) + 2 * column // ROWS]
+    rows = telling.rows
+    placeless = telling.placeless and rng.random() < telling.placeless
+    for patch in range(rows * rows):
+        row, column = divmod(patch, rows)
+        place = PLACES[2 * (2 * row // rows) + 2 * column // rows]
+        where = [] if placeless else place.split()
         thing = things.get(place)
         if thing is None or rng.random() < UNSEEN:
-            yield [scene.background, "background", *place.split()]
+            yield [scene.background, "background", *where]
         else:
-            yield [thing.colour, thing.shape, *place.split()]
+            yield [thing.colour, thing.shape, *where]
 
 
 class _Pieces:

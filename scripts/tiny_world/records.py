@@ -42,16 +42,34 @@ def instructions(
 
     def record(path: str) -> Record:
         scene = imagine(rng, held_out)
-        asked = some_questions(scene, rng.randint(2, MOST_ROUNDS), rng)
-        turns = [text for round_ in asked for text in round_]
+        turns = _talk(scene, rng)
         if rng.random() < TEXT_ONLY:
             turns[0] = f"{notes(scene, rng)}\n{turns[0]}"
             return {"conversations": _alternating(turns)}
         _save(images / path, scene, rng)
-        turns[0] = f"<image>\n{turns[0]}" if rng.random() < 0.5 else f"{turns[0]}\n<image>"
-        return {"image": path, "conversations": _alternating(turns)}
+        return {"image": path, "conversations": _shown(turns, rng)}
 
     return _numbered(name, count, record)
+
+
+def both(
+    images: Path, name: str, count: int, seed: int, most_rounds: int = MOST_ROUNDS
+) -> tuple[list[Record], list[Record]]:
+    """Captions and instructions about the same `count` images, which an encoder sees once."""
+    rng = random.Random(f"{seed} {name}")  # noqa: S311
+    scenes: dict[str, Scene] = {}
+
+    def told(path: str) -> Record:
+        scenes[path] = imagine(rng)
+        _save(images / path, scenes[path], rng)
+        turns = [rng.choice(INSTRUCTIONS), caption(scenes[path])]
+        return {"image": path, "conversations": _alternating(turns)}
+
+    def asked(path: str) -> Record:
+        turns = _talk(scenes[path], rng, most_rounds)
+        return {"image": path, "conversations": _shown(turns, rng)}
+
+    return _numbered(name, count, told), _numbered(name, count, asked)
 
 
 def quiz(images: Path, name: str, count: int, seed: int) -> list[Record]:
@@ -73,6 +91,18 @@ def mismatched(records: list[Record]) -> list[Record]:
     """The same texts, every one with the next record's image."""
     following = [*records[1:], *records[:1]]
     return [one | {"image": other["image"]} for one, other in zip(records, following, strict=True)]
+
+
+def _talk(scene: Scene, rng: random.Random, most_rounds: int = MOST_ROUNDS) -> list[str]:
+    """Questions about a scene with their answers, as turns."""
+    asked = some_questions(scene, rng.randint(2, most_rounds), rng)
+    return [text for round_ in asked for text in round_]
+
+
+def _shown(turns: list[str], rng: random.Random) -> list[dict[str, str]]:
+    """The conversation with its image before or behind the first question."""
+    first = f"<image>\n{turns[0]}" if rng.random() < 0.5 else f"{turns[0]}\n<image>"
+    return _alternating([first, *turns[1:]])
 
 
 def _numbered(name: str, count: int, record: Callable[[str], Record]) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -55,26 +56,64 @@ def imagine(rng: random.Random, held_out: bool = False) -> Scene:
             return scene
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A thing where an image has it: its centre and half its width, pixels."""
+
+    thing: Thing
+    x: int
+    y: int
+    radius: int
+
+    @property
+    def points(self) -> dict[str, tuple[int, int]]:
+        """Spots that every shape of its kind has, all of its colour: name -> (x, y)."""
+        x, y, radius = self.x, self.y, self.radius
+        left, right, top, bottom = x - radius, x + radius, y - radius, y + radius
+        ends = {"top": (x, top), "right": (right, y), "bottom": (x, bottom), "left": (left, y)}
+        lower = {"bottom left": (left, bottom), "bottom right": (right, bottom)}
+        upper = {"top left": (left, top), "top right": (right, top)}
+        outer = {"cross": ends, "square": upper | lower, "triangle": {"top": (x, top)} | lower}
+        return {"middle": (x, y)} | outer[self.thing.shape]
+
+
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
     """The RGB image of a scene, SIDE x SIDE; `rng` moves and sizes the shapes a little."""
-    image = Image.new("RGB", (SIDE, SIDE), COLOURS[scene.background])
+    return paint(scene.background, [_near_the_middle(thing, rng) for thing in scene.things])
+
+
+def paint(background: str, things: Sequence[Drawn]) -> Image.Image:
+    """The RGB image, SIDE x SIDE, of things on a background; later ones lie above."""
+    image = Image.new("RGB", (SIDE, SIDE), COLOURS[background])
     pen = ImageDraw.Draw(image)
-    half = SIDE // 2
-    for thing in scene.things:
-        row, column = divmod(PLACES.index(thing.place), 2)
-        radius = half // 2 - rng.randint(1, 3)
-        x = column * half + half // 2 + rng.randint(-1, 1)
-        y = row * half + half // 2 + rng.randint(-1, 1)
-        _draw_shape(pen, thing, x, y, radius)
+    for drawn in things:
+        _draw_shape(pen, drawn)
     return image
 
 
-def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, x: int, y: int, radius: int) -> None:
-    fill = COLOURS[thing.colour]
+def corner(place: str) -> tuple[int, int]:
+    """The upper left pixel (x, y) of a quarter."""
+    row, column = divmod(PLACES.index(place), 2)
+    return column * SIDE // 2, row * SIDE // 2
+
+
+def _near_the_middle(thing: Thing, rng: random.Random) -> Drawn:
+    """Almost as large as its quarter, and almost in the middle of it."""
+    left, top = corner(thing.place)
+    quarter = SIDE // 4
+    radius = quarter - rng.randint(1, 3)
+    x = left + quarter + rng.randint(-1, 1)
+    y = top + quarter + rng.randint(-1, 1)
+    return Drawn(thing, x, y, radius)
+
+
+def _draw_shape(pen: ImageDraw.ImageDraw, drawn: Drawn) -> None:
+    x, y, radius = drawn.x, drawn.y, drawn.radius
+    fill = COLOURS[drawn.thing.colour]
     left, right, top, bottom = x - radius, x + radius, y - radius, y + radius
-    if thing.shape == "square":
+    if drawn.thing.shape == "square":
         pen.rectangle((left, top, right, bottom), fill)
-    elif thing.shape == "cross":
+    elif drawn.thing.shape == "cross":
         arm = radius // 3
         pen.rectangle((left, y - arm, right, y + arm), fill)
         pen.rectangle((x - arm, top, x + arm, bottom), fill)

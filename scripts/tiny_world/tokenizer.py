@@ -20,11 +20,14 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 SCENES_READ = 300
 
 
-def save_tokenizer(folder: Path, kind: str) -> None:
-    """Writes tokenizer.model and its config; `kind` is `llama` (32,000 pieces) or `small`."""
+def save_tokenizer(folder: Path, kind: str, pieces: int = SMALL_PIECES) -> None:
+    """Writes tokenizer.model and its config; `kind` is `llama` (32,000 pieces) or `small`.
+
+    A small one has `pieces` of them; with 500 every word of the world and of its prompt is one.
+    """
     if kind not in KINDS:
         raise UsageError(unknown_name("tokenizer", kind, KINDS))
-    write_bytes(folder / "tokenizer.model", _real() if kind == "llama" else _small())
+    write_bytes(folder / "tokenizer.model", _real() if kind == "llama" else _small(pieces))
     added = {
         str(place): {
             "content": token,
@@ -60,7 +63,7 @@ def _real() -> bytes:
         ) from error
 
 
-def _small() -> bytes:
+def _small(pieces: int) -> bytes:
     """A byte-fallback BPE that sentencepiece learns from texts about scenes and from a prompt."""
     import sentencepiece
 
@@ -75,7 +78,7 @@ def _small() -> bytes:
         sentence_iterator=iter(lines),
         model_writer=model,
         model_type="bpe",
-        vocab_size=SMALL_PIECES,
+        vocab_size=pieces,
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,

@@ -194,6 +194,20 @@ def test_rgb_by_hand():
     torch.testing.assert_close(tokens, expected)
 
 
+def test_less_than_rgb_by_hand():
+    """The mean colour of a patch; the brightness of its cells."""
+    levels = np.zeros((256, 256, 3), np.uint8)
+    levels[:16, 16:32, 0] = 255  # patch 1 is red
+    levels[16:20, :4, 1] = 51  # upper left cell of patch 16: a fifth of green
+    image = Image.fromarray(levels)
+    expected = {"rgb/mean": torch.zeros(256, 3), "rgb/grey": torch.zeros(256, 16)}
+    expected["rgb/mean"][1, 0], expected["rgb/mean"][16, 1] = 1, 0.2 / 16
+    expected["rgb/grey"][1], expected["rgb/grey"][16, 0] = 0.299, 0.2 * 0.587
+    for name, wanted in expected.items():
+        tower = build_tower(name)
+        torch.testing.assert_close(tower(tower.preprocess([image]))[0], wanted)
+
+
 def test_untrained_vit_is_seeded(noise):
     """The same spec gives the same weights, another seed others, and nobody's dice are touched."""
     torch.manual_seed(7)

