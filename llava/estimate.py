@@ -43,6 +43,9 @@ def gpus() -> dict[str, Gpu]:
 def gpu(name: str) -> Gpu:
     """The GPU of that name; UsageError with the nearest one."""
     if name not in gpus():
+        begun = [known for known in gpus() if known.lower().startswith(name.lower())]
+        if len(begun) > 1:
+            raise UsageError(f"GPU '{name}': expected one of {', '.join(begun)}")
         raise UsageError(unknown_name("GPU", name, gpus()))
     return gpus()[name]
 

@@ -4,7 +4,7 @@ Nothing here imports torch.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
@@ -72,15 +72,17 @@ def towers() -> dict[str, TowerSpec]:
 
 def missing_packages(family: Family) -> list[str]:
     """The requirements of a family that are not installed."""
-    missing = []
-    for text in family.needs:
-        requirement = Requirement(text)
-        try:
-            if not requirement.specifier.contains(version(requirement.name), prereleases=True):
-                missing.append(text)
-        except PackageNotFoundError:
-            missing.append(text)
-    return missing
+    return [text for text in family.needs if not _met(text, version)]
+
+
+@functools.cache
+def _met(text: str, version_of: Callable[[str], str]) -> bool:
+    """Whether a requirement is met; a thousand combinations ask for the same few."""
+    requirement = Requirement(text)
+    try:
+        return requirement.specifier.contains(version_of(requirement.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
 
 
 def check_packages(spec: TowerSpec) -> None:
