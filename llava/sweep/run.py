@@ -17,7 +17,7 @@ from llava.files import write_json
 from llava.log import get_logger
 from llava.provenance import environment
 from llava.sweep.config import SweepConfig
-from llava.sweep.engine import Engine
+from llava.sweep.here import Here
 from llava.sweep.plan import RunConfig, load_run
 from llava.sweep.standing import Standing
 from llava.sweep.step import listed_steps, shown
@@ -76,7 +76,7 @@ def run(
     with _alone(config.run_dir):
         save(config, config.run_dir / "config.yaml")
         write_json(config.run_dir / "environment.json", environment())
-        engine = Engine(config, source, thorough)
+        engine = Here(config, source, thorough)
         engine.run()
     print("\n".join(engine.standing.told()))
     if failed := engine.standing.failures():

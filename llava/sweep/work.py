@@ -17,7 +17,7 @@ from llava.exits import PEAK_VARIABLE
 from llava.files import read_json, write_json
 from llava.log import get_logger
 from llava.sweep.digests import FileState, states_of
-from llava.sweep.ledger import Ledger
+from llava.sweep.ledger import Entry, Ledger
 from llava.sweep.step import Step
 
 logger = get_logger("run")
@@ -236,6 +236,21 @@ def kill_orphans(run_dir: Path) -> list[int]:
             process.kill()
     psutil.wait_procs(orphans, timeout=30)
     return [process.pid for process in orphans]
+
+
+def clear_the_way(run_dir: Path, step: Step, entry: Entry, fingerprint: str) -> None:
+    """What stands in the step's folder is gone on with, or is moved out of its way.
+
+    `entry` is what the ledger knows of its last attempt, `fingerprint` what it is now.
+    """
+    if not step.folder:
+        return
+    if not entry.state:
+        set_aside(run_dir, step.folder, "the ledger does not know it")
+    elif entry.fingerprint != fingerprint:
+        set_aside(run_dir, step.folder, "it was made of something else")
+    elif not step.resumes:
+        shutil.rmtree(run_dir / step.folder, ignore_errors=True)
 
 
 def set_aside(run_dir: Path, folder: str, why: str) -> None:
