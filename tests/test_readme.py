@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from llava.results import read
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 POLICY = (ROOT / "docs/policy.md").read_text(encoding="utf-8")
@@ -17,19 +19,17 @@ NOT_RUN_HERE = {
     "bash run.sh test": "runs this test",
     "bash run.sh test --fast": "runs this test",
     "bash run.sh install --eval": "installs; tests need what it installs",
+    "law run configs/miniature.yaml": "minutes; tests/scripts/test_miniature.py",
     "bash C_score/data/prepare_spair.sh data": "downloads; tests/C_score/test_prepare.py runs it "
     "on a local archive",
 }
 NEEDS_DATA = {
     "law features": "weights and SPair-71k; test_the_chain runs it on what packages ship",
     "law c-score": "SPair-71k; test_the_chain",
-    "law a-score": "dumps, tests/A_score/test_compute.py; a tiny world, tests/scripts",
-    "law train": "a tiny world; tests/scripts/test_make_tiny.py",
-    "law chat": "a trained model; tests/scripts/test_make_tiny.py",
-    "law evaluate": "a trained model; tests/scripts/test_make_tiny.py and tests/llava/eval",
+    "law a-score": "stage-1 runs of real weights; tests/A_score, and test_the_path_by_hand",
+    "law evaluate": "a trained model; tests/llava/eval, and test_the_path_by_hand",
     "GPUS=8 RUN=": "a trained model; tests/scripts/test_eval_scripts.py records what it launches",
     "accelerate launch": "a trained model; tests/llava/eval/test_released_class.py",
-    "python scripts/make_tiny.py": "minutes; tests/scripts/test_make_tiny.py",
     "MODEL=": "real weights; tests/scripts/test_train_scripts.py records what it launches",
     "python -m C_score.draw": "weights; tests/C_score/test_draw.py",
 }
@@ -40,9 +40,13 @@ def blocks(language, text=README):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands():
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+def commands(text=README):
+    lines = [line for block in blocks("bash", text) for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
+
+
+BY_HAND = commands(re.search(r"(?ms)^## The same by hand.*?^## ", README)[0])
+"""Commands that go together, one after another: test_the_path_by_hand."""
 
 
 @pytest.fixture
@@ -56,17 +60,18 @@ def test_every_command_is_run_or_says_why_not():
     law = [line for line in commands() if line.startswith("law ")]
     assert len(law) >= 8
     for line in commands():
-        assert line in NOT_RUN_HERE or line.startswith(("law ", *NEEDS_DATA)), line
+        elsewhere = line in NOT_RUN_HERE or line in BY_HAND
+        assert elsewhere or line.startswith(("law ", *NEEDS_DATA)), line
 
 
-LAW = [line for line in commands() if line.startswith("law ")]
-RUN = [line for line in LAW if not line.startswith(tuple(NEEDS_DATA))]
+LAW = [line for line in commands() if line.startswith("law ") and line not in BY_HAND]
+RUN = [line for line in LAW if line not in NOT_RUN_HERE and not line.startswith(tuple(NEEDS_DATA))]
 
 
 @pytest.mark.slow
 def test_the_chain(tmp_path):
     """The commands that need data, with towers without weights and warps-mini in SPair's place."""
-    lines = [line for line in commands() if line.startswith(("law features", "law c-score"))]
+    lines = [line for line in LAW if line.startswith(("law features", "law c-score"))]
     assert len(lines) == 3
     subprocess.run(
         [sys.executable, "-m", "llava", "warps", "--out", tmp_path / "warps-mini"], check=True
@@ -86,6 +91,34 @@ def test_the_chain(tmp_path):
         assert done.returncode == 0, done.stderr
     rows = (tmp_path / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 4  # PCK at three alphas of one tower, then of two and of both
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_path_by_hand(tmp_path):
+    """From towers to a report, on a quick world and for two steps of each training."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    printed = []
+    for line in BY_HAND:
+        words = shlex.split(line)
+        if words[0] == "python":
+            words = [sys.executable, *words[1:], "--quick"]
+        else:
+            words = [sys.executable, "-m", "llava", *words[1:]]
+        if "--config" in words and "--check" not in words:
+            words += ["--max_steps", "2", "--a_score_samples", "20"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, line + done.stderr[-3000:]
+        printed.append((line, done.stdout))
+    asked = [text for line, text in printed if "propose" in line]
+    assert ["0 of 2" in asked[0], "1 of 2" in asked[1]] == [True, True]
+    assert next(text for line, text in printed if "chat" in line).count("\n") == 1
+    assert (tmp_path / "runs" / "tiny" / "a_score" / "a_score.json").is_file()
+    table = read(tmp_path / "tiny.csv")
+    assert set(table.names["quantity"]) >= {"C_pck", "A_nll", "performance"}
+    assert {"tiny_choice", "tiny_vqa"} < set(table.names["benchmark"])
+    assert "Does the law hold here?" in (tmp_path / "tiny.html").read_text()
 
 
 @pytest.mark.parametrize("line", RUN)
@@ -112,7 +145,7 @@ def test_printed_recommendation_is_the_one_shown(folder):
         check=True,
     )
     number = re.compile(r"-?\d+(?:\.\d+)?")
-    shown = blocks("text")[0].rstrip()
+    shown = next(block for block in blocks("text") if "finetune next" in block).rstrip()
     printed = found.stdout[: len(shown) + 40]
     words = number.split(shown)
     assert [" ".join(w.split()) for w in number.split(printed)][: len(words) - 1] == [

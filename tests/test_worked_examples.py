@@ -131,3 +131,18 @@ def test_pck():
     assert sums.mean("image") == pytest.approx(0.625)
     assert sums.mean("keypoint") == pytest.approx(0.4)
     assert "(1 + 1/4) / 2 = 62.5 %, per keypoint 2/5 = 40 %" in C_SCORE
+
+
+def test_estimated_alignment():
+    """docs/policy.md: .43 between .60 and .40; a measured combination moves the share."""
+    from AC_policy.estimate_a import estimate_a
+
+    policy = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    assert ".40 + .15 x .20 = .43" in policy
+    names = ("clip", "dinov2", "siglip", "clip.dinov2", "clip.siglip")
+    a = np.array([0.6, 0.4, 0.5, np.nan, np.nan])
+    found = estimate_a(names, a, "cosine")
+    assert (found.a_n[3], found.share) == pytest.approx((0.43, 0.15))
+    assert estimate_a(names, a, "nll").share == pytest.approx(0.5)
+    a[3] = 0.46
+    assert 0.15 < estimate_a(names, a, "cosine").share < 0.3

@@ -19,7 +19,7 @@ class Step:
 
     name: str
     kind: str
-    state: Literal["done", "failed", "blocked", "left out", "running", "waiting"]
+    state: Literal["done", "failed", "blocked", "left out", "running", "submitted", "waiting"]
     representation: str | None = None
     """None: the step serves all of them."""
     seconds: float | None = None

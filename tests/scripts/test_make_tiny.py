@@ -20,7 +20,6 @@ from tiny_world.scenes import imagine
 from tiny_world.texts import ANSWERS, questions
 from tiny_world.tokenizer import save_tokenizer
 
-from llava import results
 from llava.data.masks import Labeller
 from llava.errors import UsageError
 from llava.eval.harness import harness, task_manager
@@ -151,34 +150,6 @@ def test_refused(quick):
         make_tiny(["--out", str(quick), "--quick"])
     with pytest.raises(UsageError, match="expected 1 or more"):
         make_tiny(["--out", str(quick.parent / "new"), "--captions", "0"])
-
-
-@pytest.mark.slow
-def test_commands_of_the_readme(tmp_path):
-    """Those of the project's README, on a quick world and for two steps."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
-    text = (ROOT / "README.md").read_text()
-    start = text.index("python scripts/make_tiny.py")
-    lines = text[start : text.index("```", start)].splitlines()
-    names = [line.split()[1] for line in lines]
-    assert names[1:] == ["train", "train", "a-score", "train", "chat", "evaluate"]
-    printed = {}
-    for name, line in zip(names, lines, strict=True):
-        words = shlex.split(line)
-        if words[0] == "python":
-            words = [sys.executable, *words[1:], "--quick"]
-        else:
-            words = [sys.executable, "-m", "llava", *words[1:]]
-        if "--config" in words and "--check" not in words:
-            words += ["--max_steps", "2", "--a_score_samples", "20"]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        printed[name] = done.stdout
-    assert (tmp_path / "runs" / "tiny" / "a_score" / "a_score.json").is_file()
-    assert printed["chat"].count("\n") == 1
-    table = results.read(tmp_path / "results.csv")
-    assert sorted(table.names["benchmark"]) == ["tiny_choice", "tiny_vqa"]
 
 
 def right_answers(world, run, shift):
