@@ -11,7 +11,7 @@ prior's benchmarks span [0, 1]. Shapes: n candidates, k finetuned, G grid points
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtr
@@ -88,6 +88,19 @@ class Posterior:
         within = (weight_G @ self.scale_G**2) * self.level_variance_n
         spread = weight_G @ (self.level_Gn - mean) ** 2
         return mean, np.where(self.finetuned, self.noise_n, np.sqrt(within + spread))
+
+    def only(self, rows: np.ndarray) -> "Posterior":
+        """The posterior of some candidates, by their rows."""
+        return replace(
+            self,
+            mean_Gn=self.mean_Gn[:, rows],
+            map_nQ=self.map_nQ[rows],
+            open_n=self.open_n[rows],
+            level_Gn=self.level_Gn[:, rows],
+            level_variance_n=self.level_variance_n[rows],
+            finetuned=self.finetuned[rows],
+            noise_n=self.noise_n[rows],
+        )
 
     def incumbent(self) -> int | None:
         """The finetuned candidate with the largest mean, None before the first run."""
@@ -206,8 +219,8 @@ def posterior(
             law_6=prior.mean,
         )
     scale_G = np.ptp(y[known]) * np.geomspace(*scale_range, SCALE_POINTS)
-    weight_G = _scale_weights(x[known], y[known], prior, scale_G)
-    cov_PP, fixed_P, gain_Pk = _coefficients(x[known], prior)
+    weight_G = scale_weights(x[known], y[known], prior, scale_G)
+    cov_PP, fixed_P, gain_Pk = coefficients(x[known], prior)
     per_scale_P = gain_Pk @ y[known]
 
     # A run keeps its measured value, f_i = y_i / s - off / s; the others follow the law.
@@ -231,39 +244,7 @@ def posterior(
     )
 
 
-def left_out(
-    points: np.ndarray,
-    y: np.ndarray,
-    prior: Prior,
-    scale_range: tuple[float, float] = SCALE_RANGE,
-) -> np.ndarray:
-    """[D, k] performance predicted for each of k finetuned representations from the others.
-
-    Args:
-        points: [k, 2] min-max A and C of the finetuned.
-        y: [D, k] performances, one set (or shuffle) a row. Where those left do not differ, their
-            mean is predicted.
-        prior, scale_range: as in `posterior`.
-    """
-    x = design(points)
-    predicted = np.empty_like(y)
-    for row in range(len(x)):
-        rest = np.arange(len(x)) != row
-        known = y[:, rest]
-        spread = np.ptp(known, axis=1)
-        scale_DG = np.where(spread > 0, spread, 1.0)[:, None] * np.geomspace(
-            *scale_range, SCALE_POINTS
-        )
-        weight_DG = _scale_weights(x[rest], known, prior, scale_DG)
-        _, fixed_P, gain_Pk = _coefficients(x[rest], prior)
-        level_P = np.insert(x[row], 0, 1.0)
-        mean_scale = 1 / (weight_DG / scale_DG).sum(1)  # as in Posterior.performance
-        by_law = mean_scale * (level_P @ fixed_P) + known @ (gain_Pk.T @ level_P)
-        predicted[:, row] = np.where(spread > 0, by_law, known.mean(1))
-    return predicted
-
-
-def _scale_weights(x, y, prior: Prior, scale: np.ndarray) -> np.ndarray:
+def scale_weights(x, y, prior: Prior, scale: np.ndarray) -> np.ndarray:
     """[..., G] posterior of the scales [..., G]: p(y | s) without offset and coefficients.
 
     y [..., k]. The misfit of y / s is a quadratic in 1 / s, so it costs three numbers per y.
@@ -282,7 +263,7 @@ def _scale_weights(x, y, prior: Prior, scale: np.ndarray) -> np.ndarray:
     return weight / weight.sum(-1, keepdims=True)
 
 
-def _coefficients(x: np.ndarray, prior: Prior):
+def coefficients(x: np.ndarray, prior: Prior):
     """Posterior of (off / s, w) [P] given s: covariance, and mean = fixed + gain @ y / s."""
     inputs = np.insert(x, 0, 1.0, 1)
     prior_precision = np.zeros((inputs.shape[1],) * 2)

@@ -8,19 +8,16 @@ stage 1: it is finetuned once its A is measured and it still promises the most.
 The answer depends on what the table says, not on the order of its rows.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from AC_policy.batch import batch
-from AC_policy.estimate_a import EstimatedA, estimate_a, with_uncertain_a
-from AC_policy.features import min_max
-from AC_policy.noise import result_noise
+from AC_policy.candidates import View, in_order, known_names, view_of
 from AC_policy.paper import paper_study
 from AC_policy.policies import BayesOptions, may_stop
-from AC_policy.posterior import Posterior, posterior
-from AC_policy.prior import Prior, learn_prior
+from AC_policy.prior import learn_prior
 from AC_policy.study import Study, Task
 from AC_policy.trust import Trust, judge_all
 from llava.errors import UsageError
@@ -101,6 +98,7 @@ def propose(
     options: BayesOptions | None = None,
     rank_anyway: bool = False,
     seed: int = 0,
+    without: Collection[str] = (),
 ) -> Proposal:
     """Proposes what to run next.
 
@@ -112,6 +110,7 @@ def propose(
         options: constants of `bayes`.
         rank_anyway: propose also where the law fails its test.
         seed: of the samples.
+        without: representations that cannot be run, and so are no candidates unless they have been.
 
     Raises:
         UsageError: unknown benchmark.
@@ -119,7 +118,8 @@ def propose(
     """
     limits, options = limits or Limits(), options or BayesOptions()
     wanted = list(dict.fromkeys(study.task(name).benchmark for name in benchmarks))
-    tasks = [_in_order(study.tasks[name]) for name in sorted(study.tasks)]
+    barred = known_names(study, without)
+    tasks = [in_order(study.tasks[name]) for name in sorted(study.tasks)]
     lent = list(paper_study().tasks.values()) if paper == "prior" else []
     trusts = dict(zip(sorted(study.tasks), judge_all(tasks, lent, options, seed=seed), strict=True))
     chosen = [task for task in tasks if task.benchmark in wanted]
@@ -130,12 +130,12 @@ def propose(
         prior = learn_prior(
             [*others, *lent], "candidates", options.ridge, options.jitter, options.noise
         )
-        view = _view(task, study.a, prior, options, progress.stage1_left > 0)
+        view = view_of(task, study.a, prior, options, progress.stage1_left > 0, barred)
         asked[task.benchmark] = _ask(
             view, trusts[task.benchmark], progress, options, rank_anyway, seed
         )
-        if not view.estimate.measured.all():
-            shares[task.benchmark] = view.estimate.share
+        if not view.measured.all():
+            shares[task.benchmark] = view.share
     stage1, stage2 = _elect(list(asked.values()), progress)
     stop, reason = _conclusion(asked, stage1, stage2, progress)
     return Proposal(
@@ -183,60 +183,8 @@ class _Progress:
         return np.inf if most is None else max(most - len(self.finetuned), 0)
 
 
-@dataclass(frozen=True, eq=False)
-class _View:
-    """One benchmark with all of its candidates, and the posterior of them."""
-
-    task: Task
-    estimate: EstimatedA
-    state: Posterior
-    merit: np.ndarray
-
-
-def _in_order(task: Task) -> Task:
-    """The task with its candidates by name."""
-    order = np.argsort(np.array(task.representations, dtype=object), kind="stable")
-    return replace(task.only(order), unaligned=dict(sorted(task.unaligned.items())))
-
-
-def _view(task: Task, a: str, prior: Prior, options: BayesOptions, estimates: bool) -> _View:
-    """The candidates of a benchmark, those with an estimated A behind the others."""
-    apart = list(task.unaligned) if estimates else []
-    unknown = np.full(len(apart), np.nan)
-    names = (*task.representations, *apart)
-    c = np.concatenate([task.scores[:, 1], [task.unaligned[name] for name in apart]])
-    measured_a = task.scores[:, 0]
-    estimate = estimate_a(names, np.concatenate([measured_a, unknown]), a)
-    # C of every candidate is known; A is scaled over what is measured, so no estimate moves it.
-    points = np.column_stack([min_max(estimate.a_n, measured_a), min_max(c)])
-    wide = replace(
-        task,
-        representations=names,
-        scores=np.column_stack([estimate.a_n, c]),
-        performance=np.concatenate([task.performance, unknown]),
-        stderr=np.concatenate([task.stderr, unknown]),
-        unaligned={},
-    )
-    certain = posterior(points, wide.performance, prior, result_noise(wide), options.scale_range)
-    state = with_uncertain_a(certain, points, estimate, np.ptp(measured_a))
-    return _View(wide, estimate, state, _merit(state, certain, options.beta))
-
-
-def _merit(state: Posterior, certain: Posterior, beta: float | None) -> np.ndarray:
-    """[n] what a run promises, as `policies.propose` has it.
-
-    Before the first run that is the mean; the standard deviation that an estimated A adds is added
-    to it, since stage 1 takes it away for a part of what a finetuning run costs.
-    """
-    if beta is not None:
-        return state.upper_bound(beta)
-    if state.incumbent() is None:
-        return state.mean + np.sqrt(np.maximum(state.std**2 - certain.std**2, 0.0))
-    return state.expected_gain()
-
-
 def _ask(
-    view: _View,
+    view: View,
     trust: Trust,
     progress: _Progress,
     options: BayesOptions,
@@ -244,8 +192,8 @@ def _ask(
     seed: int,
 ) -> Asked:
     """What one benchmark asks for, or why it stops."""
-    task, state = view.task, view.state
-    names, held = task.representations, state.incumbent()
+    names, state = view.representations, view.state
+    held = state.incumbent()
     elsewhere = [
         name
         for name, run in zip(names, state.finetuned, strict=True)
@@ -253,7 +201,7 @@ def _ask(
     ]
     free = [name not in progress.finetuned for name in names]
     # Stage 1 that was run for other benchmarks gave no A on this one: running it again would not.
-    again = ~view.estimate.measured & np.array([name in progress.aligned for name in names])
+    again = ~view.measured & np.array([name in progress.aligned for name in names])
     merit = np.where(free & ~again, view.merit, -np.inf)
     ranked = trust.verdict != "fails" or rank_anyway
     regret, picked, why = None, [], ""
@@ -285,7 +233,7 @@ def _ask(
         take=None if held is None else names[held],
         k=int(state.finetuned.sum()),
         n=len(names),
-        estimated=int((~view.estimate.measured).sum()),
+        estimated=int((~view.measured).sum()),
         not_evaluated=elsewhere,
     )
 

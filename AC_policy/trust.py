@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from AC_policy.left_out import left_out
 from AC_policy.policies import BayesOptions
-from AC_policy.posterior import left_out
 from AC_policy.prior import Prior, learn_prior
 from AC_policy.study import Task
 from llava.errors import TableError

@@ -37,6 +37,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="representations with C alone take part; A is estimated from that of their parts",
     )
     propose.add_argument(
+        "--without",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="representations that cannot be run, such as one whose training failed",
+    )
+    propose.add_argument(
         "--tolerance", type=float, help="expected regret to stop at, fraction of the range"
     )
     propose.add_argument(
@@ -61,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         options,
         arguments.rank_anyway,
         arguments.seed,
+        arguments.without,
     )
     print_proposal(answer)
     print("\n" + footer(study, ""))

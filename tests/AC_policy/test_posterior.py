@@ -7,10 +7,11 @@ import numpy as np
 import plain
 import pytest
 
+from AC_policy.left_out import left_out
 from AC_policy.noise import result_noise
 from AC_policy.paper import paper_study
 from AC_policy.policies import BayesOptions, Setting, bayes_states, replay_bayes
-from AC_policy.posterior import SCALE_POINTS, SCALE_RANGE, left_out, posterior
+from AC_policy.posterior import SCALE_POINTS, SCALE_RANGE, posterior
 from AC_policy.prior import JITTER, RIDGE, Prior, learn_prior
 
 SIZES = [0, 1, 2, 3, 4, 5, 7, 10, 12, 13]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from AC_policy.batch import batch
+from AC_policy.candidates import in_order, view_of
 from AC_policy.paper import paper_study
 from AC_policy.policies import BayesOptions
 from AC_policy.posterior import posterior
@@ -192,21 +193,15 @@ def test_combinations_that_could_be_the_best_get_their_a(benchmark, names):
 
 def test_an_estimate_is_never_in_the_fit():
     """The estimates of others move nothing that a measured candidate is ranked by."""
-    from AC_policy.propose import _in_order, _view
-
-    study = part([0, 3, 5], ["mme"], COMBINATIONS)
-    task = _in_order(study.tasks["mme"])
+    task = in_order(part([0, 3, 5], ["mme"], COMBINATIONS).tasks["mme"])
     prior = learn_prior(paper_study().measured()[2:])
-    views = []
+    without = view_of(task, "cosine", prior, OPTIONS, False)
     for known in (task.unaligned, dict.fromkeys(task.unaligned, 0.1)):
         # C stays inside of the others' range, which is what C is scaled over.
         own = {name: min(c, task.scores[:, 1].max()) for name, c in known.items()}
-        views.append(
-            _view(dataclasses.replace(task, unaligned=own), "cosine", prior, OPTIONS, True)
-        )
-    without = _view(task, "cosine", prior, OPTIONS, False)
-    for view in views:
-        assert view.task.representations[:11] == task.representations
+        view = view_of(dataclasses.replace(task, unaligned=own), "cosine", prior, OPTIONS, True)
+        assert view.representations[:11] == task.representations
+        assert view.measured.tolist() == [True] * 11 + [False] * 2
         np.testing.assert_allclose(view.state.mean[:11], without.state.mean, atol=1e-12)
         np.testing.assert_allclose(view.state.std[:11], without.state.std, atol=1e-12)
 
@@ -220,6 +215,25 @@ def test_a_run_is_made_once_whatever_it_was_evaluated_on(names):
     assert found.benchmarks["mme"].not_evaluated == [names[11]]
     assert names[11] not in found.stage2
     assert len(found.stage2) == 10
+
+
+def test_what_cannot_be_run_is_no_candidate(names, caplog):
+    study = part([0, 5], ["mme"], COMBINATIONS)
+    first = propose(study, ["mme"], Limits(at_once=2), options=OPTIONS)
+    failed = [*first.stage1, *first.stage2]
+    again = propose(study, ["mme"], Limits(at_once=2), options=OPTIONS, without=failed)
+    assert len(failed) == len(again.stage1) + len(again.stage2) == 2
+    assert not set(failed) & {*again.stage1, *again.stage2}
+    assert again.benchmarks["mme"].n == 11
+    assert propose(study, ["mme"], options=OPTIONS, without=["CLIP@336"]).finetuned == sorted(
+        [names[0], names[5]]
+    )
+    with caplog.at_level("WARNING"):
+        propose(study, ["mme"], options=OPTIONS, without=["CLIQ"])
+    assert "CLIQ is to be left out, and is no candidate" in caplog.text
+    rest = [name for i, name in enumerate(names) if i not in (0, 5)]
+    found = propose(study, ["mme"], options=OPTIONS, without=rest)
+    assert found.stop
 
 
 def rows_of(study, finetuned, unaligned):
