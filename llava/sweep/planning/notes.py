@@ -59,7 +59,7 @@ def notes(basis: Basis) -> Iterator[str]:
     yield (
         f"FLOPs, of which {cost.gpu} does {100 * cost.utilisation:.0f} % of its "
         f"{basis.card.tflops:g} TFLOP/s in bf16 (measure yours with benchmarks/mfu.py; "
-        "cost.utilisation). So LLaVA-1.5's two stages take 99 A100 hours; its README has 108"
+        "cost.utilisation). At 40 % LLaVA-1.5 would take 99 A100 hours; its README has 108"
     )
     for kind, stage in basis.stages.items():
         if stage.data:
