@@ -9,6 +9,7 @@ from pathlib import Path
 
 from AC_policy import backtest as backtests
 from AC_policy.law import LawFit, fit_law
+from AC_policy.paper import paper_study
 from AC_policy.policies import REPLAYS, BayesOptions, Setting
 from AC_policy.recommend import Recommendation, recommend
 from AC_policy.report.correspondence import Correspondence
@@ -30,6 +31,8 @@ class Content:
     """The benchmark of the large figures."""
     fit: LawFit | str
     backtests: dict[str, backtests.Backtest] | str
+    lent: bool
+    """Whether the paper's benchmarks teach the prior, too."""
     recommendations: list[Recommendation]
     unranked: dict[str, str]
     """Benchmark -> why there is no recommendation for it."""
@@ -65,6 +68,7 @@ def gather(
     varied = _read_sensitivity(sensitivity) if sensitivity else None
     measured = read_correspondence(correspondence) if correspondence else None
     task = study.task(benchmark) if benchmark else next(iter(study.tasks.values()))
+    lent = list(paper_study().tasks.values()) if paper == "prior" else []
     answers, unranked = [], {}
     for name, entry in progress(list(study.tasks.items()), "recommendations"):
         try:
@@ -77,7 +81,8 @@ def gather(
         study=study,
         task=task,
         fit=_try(lambda: fit_law(study, seed=seed)),
-        backtests=_try(lambda: _backtests(study, Setting(trials=trials, seed=seed))),
+        backtests=_try(lambda: _backtests(study, Setting(trials=trials, seed=seed), lent)),
+        lent=bool(lent),
         recommendations=answers,
         unranked=unranked,
         at_stop=_try(lambda: _at_stop(study, task, paper, cost, seed)),
@@ -100,8 +105,8 @@ def _try(compute):
         return str(error)
 
 
-def _backtests(study: Study, setting: Setting) -> dict[str, backtests.Backtest]:
-    return {policy: backtests.backtest(study, policy, setting) for policy in REPLAYS}
+def _backtests(study: Study, setting: Setting, lent: list[Task]) -> dict[str, backtests.Backtest]:
+    return {policy: backtests.backtest(study, policy, setting, lent=lent) for policy in REPLAYS}
 
 
 def _at_stop(study: Study, task: Task, paper: str, cost: str, seed: int) -> Recommendation:

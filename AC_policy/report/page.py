@@ -36,7 +36,7 @@ def render(content: Content | str, own: Own | None = None, sweep: Sweep | None =
         else warning(f"Nothing can be ranked: {content}."),
         own_section.verdicts(own) if own else "",
         _ranking(content) if known else "",
-        sweep_section.section(sweep, len(own.candidates) if own else 0) if sweep else "",
+        _sweep(content, own, sweep) if sweep else "",
         own_section.measured(own) if own else "",
         *(_rest(content) if known else []),
     ]
@@ -54,6 +54,15 @@ def render(content: Content | str, own: Own | None = None, sweep: Sweep | None =
             "",
         ]
     )
+
+
+def _sweep(content: Content | str, own: Own | None, sweep: Sweep) -> str:
+    """With how long the policy would have gone on, where everything was finetuned."""
+    answers = content.recommendations if isinstance(content, Content) else []
+    stops = [answer.replay[-1].k for answer in answers if answer.replay]
+    all_finetuned = bool(stops) and len(stops) == len(answers) and not sweep.rounds
+    candidates = len(own.candidates) if own else 0
+    return sweep_section.section(sweep, candidates, max(stops) if all_finetuned else None)
 
 
 def _rest(content: Content) -> list[str]:
@@ -253,10 +262,14 @@ def _policies(content: Content) -> str:
 
 def _limits(content: Content) -> str:
     count = max(len(task.performance) for task in content.study.tasks.values())
-    limits = (
-        f"one table, {count} settings, {len(content.study.tasks)} benchmarks measured on the same "
-        "models; the prior of bayes on one benchmark comes from the others, of the same models."
-    )
+    benchmarks = len(content.study.tasks)
+    limits = f"one table, {count} settings, {_counted(benchmarks, 'benchmark')}"
+    if benchmarks > 1:
+        limits += (
+            " measured on the same models; the prior of bayes on one benchmark comes from the "
+            "others, of the same models"
+        )
+    limits += "; the paper's benchmarks teach the prior." if content.lent else "."
     if is_paper(content.study):
         limits += (
             " Each model was trained once, and the gap from the best to the second is often "
@@ -276,10 +289,9 @@ def _stopping(content: Content) -> str:
         + paragraph(
             "After each run bayes estimates what it would lose by stopping and taking the best it "
             f"holds. It stops when that is at most {100 * tolerance:g} % of the range. On "
-            f"{len(stops)} benchmarks it stopped after {stops[:, 0].min():.0f} to "
-            f"{stops[:, 0].max():.0f} runs ({stops[:, 0].mean():.2f} on average); what it held "
-            f"then was {100 * stops[:, 1].mean():.2f} % of the range below the best on average, "
-            f"{100 * stops[:, 1].max():.2f} % at most."
+            f"{_counted(len(stops), 'benchmark')} it stopped after {_between(stops[:, 0])} runs; "
+            f"what it held then was {100 * stops[:, 1].mean():.2f} % of the range below the best"
+            + (f" on average, {100 * stops[:, 1].max():.2f} % at most." if len(stops) > 1 else ".")
         )
         + paragraph(_calibration(result))
         + figure(
@@ -288,6 +300,12 @@ def _stopping(content: Content) -> str:
             "Blue: what the policy expects to lose by stopping. Red: what it would lose.",
         )
     )
+
+
+def _between(runs: np.ndarray) -> str:
+    if runs.min() == runs.max():
+        return f"{runs[0]:.0f}"
+    return f"{runs.min():.0f} to {runs.max():.0f} ({runs.mean():.2f} on average)"
 
 
 def _calibration(result: Backtest) -> str:

@@ -50,8 +50,14 @@ def problems(sweep: Sweep) -> str:
     return text
 
 
-def section(sweep: Sweep, candidates: int) -> str:
-    """What was run and what it cost; `candidates` are the representations to choose among."""
+def section(sweep: Sweep, candidates: int, replayed: int | None = None) -> str:
+    """What was run and what it cost.
+
+    Args:
+        sweep: the run.
+        candidates: the representations to choose among.
+        replayed: where all are finetuned, runs after which the policy would have stopped.
+    """
     done = sweep.of_state("done")
     lead = f"{sweep.name}: {len(done)} of {len(sweep.steps)} steps are done"
     lead += f", {time_text(seconds(done))} of work"
@@ -62,7 +68,7 @@ def section(sweep: Sweep, candidates: int) -> str:
         + paragraph(lead + ".")
         + _rounds(sweep)
         + "<h3>What it cost</h3>"
-        + _spared(sweep, candidates)
+        + (_undone(sweep, replayed) if replayed else _spared(sweep, candidates))
         + _planned(sweep)
         + _by_kind(done)
         + _figure(done)
@@ -150,6 +156,23 @@ def _spared(sweep: Sweep, candidates: int) -> str:
         f"{finetuned} of {candidates} representations were finetuned, for {shown(spent)}. All of "
         f"them would have cost about {shown(spent + more)}, at the mean of what was run here: "
         f"{percent(more / (spent + more))} was spared."
+    )
+
+
+def _undone(sweep: Sweep, replayed: int) -> str:
+    """What the policy would have spared where everything was finetuned."""
+    done = sweep.of_state("done")
+    finetuned = len(set(sweep.trained()))
+    if not finetuned:
+        return ""
+    measure = gpu_hours if gpu_hours(done) else seconds
+    shown = _gpu_text if measure is gpu_hours else time_text
+    each = measure(step for step in done if step.kind in ("stage2", "evaluate")) / finetuned
+    spared = max(0, finetuned - replayed) * each
+    return paragraph(
+        f"Everything was finetuned, for {shown(measure(done))}. Replayed on these results the "
+        f"policy stops after {replayed} of {finetuned} runs, and spares {shown(spared)} of stage 2 "
+        f"and benchmarks: {percent(spared / measure(done))}."
     )
 
 

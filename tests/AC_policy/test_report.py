@@ -179,11 +179,21 @@ def test_wrong_sensitivity_file_is_refused(tmp_path):
             gather(paper_study(), trials=5, sensitivity=path)
 
 
+def test_one_finished_benchmark_takes_the_papers_prior():
+    """Its replay is shown, and whose prior it is."""
+    study = paper_study()
+    one = Study({"mme": study.tasks["mme"]}, study.a, study.protocols, ("own.csv",))
+    page = html.unescape(render(gather(one, paper="prior", trials=5)))
+    assert "1 benchmark; the paper's benchmarks teach the prior." in page
+    assert "On 1 benchmark it stopped after" in page
+
+
 def test_two_finished_benchmarks_say_why_bayes_is_not_replayed():
     """The reason shown is the one that was met, not a guess."""
     study = paper_study()
     tasks = {name: study.tasks[name] for name in ("mme", "vizwiz_vqa_val")}
     two = Study(tasks, study.a, study.protocols, ("own.csv",))
-    page = render(gather(two, paper="prior", trials=5))
+    page = render(gather(two, paper="off", trials=5))
     assert "needs 2 finished benchmarks" in page
+    assert "MME is not ranked: the law" in html.unescape(page)
     assert ">95.72<" not in page

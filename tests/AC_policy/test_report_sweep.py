@@ -178,6 +178,10 @@ def test_without_policy(tmp_path):
     text = words(sweep_section.section(found, candidates=4))
     assert "The policy was not asked" in text
     assert "spared" not in text
+    text = words(sweep_section.section(found, candidates=4, replayed=3))
+    # 100 + 4 x (12 + 35) = 288 s; one run of stage 2 and its benchmarks less
+    assert "Everything was finetuned, for 4.8 min." in text
+    assert "stops after 3 of 4 runs, and spares 35 s of stage 2 and benchmarks: 12 %" in text
 
 
 def test_what_failed_comes_with_its_reason(tmp_path):
