@@ -5,7 +5,6 @@ Where steps are run is for a subclass to say: on this machine (here.py), by a cl
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from pathlib import Path
 
 from llava.log import get_logger
@@ -15,10 +14,11 @@ from llava.sweep.fingerprint import fingerprint
 from llava.sweep.graph import TABLE, Sweep
 from llava.sweep.ledger import Entry, Ledger
 from llava.sweep.plan import RunConfig
+from llava.sweep.planned import planned
 from llava.sweep.standing import Standing
 from llava.sweep.step import Step, file_name, listed_steps
 from llava.sweep.table import compose
-from llava.sweep.work import set_aside
+from llava.sweep.work import seconds_seen, set_aside
 
 logger = get_logger("run")
 
@@ -37,6 +37,7 @@ class Engine(ABC):
         self.standing = Standing(config.name, self.run_dir, source, self.ledger)
         self._fingerprints: dict[str, str] = {}
         self._sweep: Sweep | None = None
+        self._plan: dict | None = None
         if isinstance(config, SweepConfig):
             self._sweep = Sweep(config, self.standing.is_done)
             self._stages: Iterable[list[Step]] = self._sweep.stages()
@@ -142,19 +143,15 @@ class Engine(ABC):
         """Ends in the ledger what has come to an end that nobody saw."""
         for name, entry in list(self.ledger.entries.items()):
             if entry.state == "running":
-                seconds = self._lost(name, entry.began)
-                self.ledger.append(name, "lost", error=self._cause(entry), seconds=seconds)
+                self._lose(name, entry)
+
+    def _lose(self, name: str, entry: Entry) -> None:
+        seconds = seconds_seen(self.run_dir / "steps" / file_name(name), entry.began)
+        self.ledger.append(name, "lost", error=self._cause(entry), seconds=seconds)
 
     def _cause(self, entry: Entry) -> str:
         """Why an attempt has ended without saying so."""
         return "killed"
-
-    def _lost(self, name: str, began: str) -> float:
-        """Seconds of an attempt whose end nobody saw: until its log was last written to."""
-        folder = self.run_dir / "steps" / file_name(name)
-        written = [path.stat().st_mtime for path in folder.glob("*.txt")]
-        seconds = max(written, default=0.0) - datetime.fromisoformat(began).timestamp()
-        return round(max(0.0, seconds), 3)
 
     # what is written ---------------------------------------------------------------------------
 
@@ -166,4 +163,11 @@ class Engine(ABC):
     def _write(self, finished: bool = False) -> None:
         """The table and the summary, as they are now."""
         self._compose(self.run_dir / TABLE, self.standing.steps)
-        self.standing.write_summary(self._sweep.rounds if self._sweep else [], finished)
+        rounds, planned = (self._sweep.rounds, self._planned()) if self._sweep else ([], None)
+        self.standing.write_summary(rounds, planned, finished)
+
+    def _planned(self) -> dict | None:
+        """What `law run --plan` says; None until `prepare` has made what it looks at."""
+        if self._plan is None and self._sweep.found:
+            self._plan = planned(self._sweep.config)
+        return self._plan

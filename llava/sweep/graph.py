@@ -362,7 +362,7 @@ class Sweep:
         tuned: set[str] = set()
         aligned = set(self._with_alignment_first())
         for number in range(1, 2 * len(self.found) + 2):
-            step = self._propose(number)
+            step = self._propose(number, self._in_vain(aligned, tuned))
             yield self._add([step])
             if not self.done(step.name):
                 return
@@ -381,6 +381,14 @@ class Sweep:
             tuned |= set(stage2)
             yield self._add(steps)
 
+    def _in_vain(self, aligned: set[str], tuned: set[str]) -> list[str]:
+        """Candidates that were tried and failed: to propose them again would lead nowhere."""
+        failed = {name for name in tuned if not self.done(f"evaluate {name}")}
+        for name in aligned & self.found.keys():
+            if not all(self.done(step.name) for step in self._alignment(name)):
+                failed.add(name)
+        return [name for name in self.found if name in failed]
+
     def _known(self, answer: Mapping[str, Any], key: str) -> list[str]:
         """Candidates that the policy names."""
         asked = answer.get(key, [])
@@ -392,7 +400,7 @@ class Sweep:
             )
         return list(asked)
 
-    def _propose(self, number: int) -> Step:
+    def _propose(self, number: int, without: list[str]) -> Step:
         policy = self.config.policy
         key = f"policy/{number:03}"
         command = ["policy", "propose", "--table", self._path(f"{key}.csv")]
@@ -404,6 +412,8 @@ class Sweep:
         for name, most in (("stage1", policy.most_stage1), ("stage2", policy.most_stage2)):
             if most is not None:
                 command += [f"--most-{name}", str(most)]
+        for name in without:
+            command += ["--without", name]
         measured = [step.name for step in self._grown.values() if step.rows]
         return Step(
             name=f"propose {number}",

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +17,22 @@ from llava.errors import LawError
 from llava.files import write_json
 from llava.log import get_logger
 from llava.provenance import environment
+from llava.sweep.chain import Chain
 from llava.sweep.config import SweepConfig
+from llava.sweep.engine import Engine
 from llava.sweep.here import Here
 from llava.sweep.plan import RunConfig, load_run
-from llava.sweep.standing import Standing
+from llava.sweep.slurm import Slurm
+from llava.sweep.standing import Standing, counted
 from llava.sweep.step import listed_steps, shown
+from llava.sweep.work import kill_orphans
 
 logger = get_logger("run")
+
+CONFIG = "config.yaml"
+"""In the run folder: the YAML with its defaults."""
+HANDING_OVER = 60.0
+"""Seconds that a run may still need to end when the job that goes on with it has begun."""
 
 
 def main(argv: list[str]) -> None:
@@ -51,12 +61,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print_plan(config: RunConfig | SweepConfig, path: Path | None) -> None:
     if isinstance(config, SweepConfig):
-        from llava.sweep.planning import as_text, plan
-        from llava.sweep.space import candidates, check_names, names
+        from llava.sweep.planning import as_text, plan, resolved
 
-        check_names(config)
-        planned = plan(config, [c.representation for c in candidates(config, names(config))])
-        print(as_text(planned))
+        planned = plan(config, *resolved(config))
+        print(as_text(planned), end="")
         if path:
             write_json(path, planned.plain())
         return
@@ -74,28 +82,62 @@ def run(
     """
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with _alone(config.run_dir):
-        save(config, config.run_dir / "config.yaml")
+        Chain(config.run_dir).refuse_while_active()
+        save(config, config.run_dir / CONFIG)
         write_json(config.run_dir / "environment.json", environment())
-        engine = Here(config, source, thorough)
+        _end_orphans(config.run_dir)
+        engine: Engine
+        if isinstance(config, SweepConfig) and config.launch.how == "slurm":
+            engine = Slurm(config, source, thorough, go_on)
+        else:
+            engine = Here(config, source, thorough)
         engine.run()
-    print("\n".join(engine.standing.told()))
-    if failed := engine.standing.failures():
+    return _ended(engine)
+
+
+def go_on(run_dir: Path, source: Path | None, thorough: bool, ended: frozenset[str]) -> None:
+    """Goes on with a run whose jobs have `ended`, in a job that was submitted after them.
+
+    Raises LawError at the end of the run where a step failed.
+    """
+    with _alone(run_dir, HANDING_OVER):
+        config = load_run(run_dir / CONFIG)
+        engine = Slurm(config, source, thorough, go_on, ended)
+        engine.run()
+    _ended(engine)
+
+
+def _ended(engine: Engine) -> Standing:
+    print("\n".join(engine.told()))
+    if failed := engine.failures():
         raise LawError(failed)
     return engine.standing
 
 
+def _end_orphans(run_dir: Path) -> None:
+    """Ends what a killed run has left running on this machine."""
+    if orphans := kill_orphans(run_dir):
+        logger.warning("%s of a killed run ended", counted(len(orphans), "process", "processes"))
+
+
 @contextlib.contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
+def _alone(run_dir: Path, patience: float = 0.0) -> Iterator[None]:
     """The folder is this run's; the lock ends with the process, however that ends."""
+    deadline = time.monotonic() + patience
     with open(run_dir / ".lock", "a+", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            other = handle.read().strip() or "another process"
-            raise LawError(
-                f"{run_dir}: {other} runs here; wait for it, or take another --run-dir"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.5)
+                    continue
+                handle.seek(0)
+                other = handle.read().strip() or "another process"
+                raise LawError(
+                    f"{run_dir}: {other} runs here; wait for it, or take another --run-dir"
+                ) from None
         handle.truncate(0)
         handle.write(f"`law run`, process {os.getpid()} on {os.uname().nodename}")
         handle.flush()

@@ -87,8 +87,10 @@ class Standing:
         """The steps that are done, of a list of steps."""
         return [] if self.is_sweep else [self.steps[name] for name in self.of("done")]
 
-    def write_summary(self, rounds: list[Round], finished: bool) -> None:
-        """summary.json: every step with its costs (of all attempts), totals, the rounds."""
+    def write_summary(
+        self, rounds: list[Round], planned: dict[str, Any] | None, finished: bool
+    ) -> None:
+        """summary.json: steps with their costs (of all attempts), totals, rounds, the plan."""
         steps = [self._summary(step) for step in self.steps.values()]
         told = {
             "name": self.name,
@@ -102,7 +104,7 @@ class Standing:
             },
             "rounds": [_plain(one) for one in rounds],
         }
-        write_json(self.run_dir / SUMMARY, told)
+        write_json(self.run_dir / SUMMARY, told | ({"plan": planned} if planned else {}))
 
     def _summary(self, step: Step) -> dict[str, Any]:
         entry = self.ledger.entry(step.name)

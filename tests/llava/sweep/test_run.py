@@ -1,13 +1,15 @@
-"""`law run`: steps in order, a log of each, and a clear end where one fails."""
+"""`law run` on a list of steps: in order, each in the ledger, and a clear end where one fails."""
 
+import hashlib
 import json
 
 import pytest
 
 from llava.config import load, read_yaml
 from llava.errors import ConfigError, LawError
+from llava.provenance import environment
 from llava.sweep.plan import RunConfig, load_run
-from llava.sweep.run import environment, main, run
+from llava.sweep.run import main, run
 
 QUICK = """
 name: quick
@@ -31,15 +33,22 @@ def config(tmp_path):
 def test_a_run_leaves_config_environment_log_and_outputs(config, tmp_path, capfd):
     main([str(config)])
     folder = tmp_path / "a folder"
-    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in entries] == ["version", "fit"]
-    assert entries[1]["command"][:3] == ["law", "policy", "fit"]
-    assert len(entries[1]["outputs"]["fit.json"]) == 64
-    assert entries[1]["seconds"] > 0
+    entries = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert [(entry["step"], entry["state"]) for entry in entries] == [
+        ("version", "running"),
+        ("version", "done"),
+        ("fit", "running"),
+        ("fit", "done"),
+    ]
+    size, _, digest = entries[3]["outputs"]["fit.json"]
+    assert size == (folder / "fit.json").stat().st_size
+    assert digest == hashlib.sha256((folder / "fit.json").read_bytes()).hexdigest()
+    assert entries[3]["seconds"] > 0
+    assert entries[3]["peak_memory"] > 10_000_000
     assert load(RunConfig, folder / "config.yaml") == load_run(config)
     assert json.loads((folder / "environment.json").read_text())["packages"]["numpy"]
-    assert (folder / "version.txt").read_text().startswith("law ")
-    assert "R²" in (folder / "fit.txt").read_text()
+    assert (folder / "steps/version/stdout.txt").read_text().startswith("law ")
+    assert "R²" in (folder / "steps/fit/stdout.txt").read_text()
     assert "quick: 2 of 2 steps done" in capfd.readouterr().out
 
 
@@ -55,11 +64,22 @@ def test_a_failing_step_ends_the_run(tmp_path):
         f"name: x\nrun_dir: {tmp_path / 'r'}\nsteps:\n"
         "  - {name: bad, command: policy fit --a nll}\n  - {name: never, command: --version}\n"
     )
-    with pytest.raises(LawError, match="step 'bad' failed: exit code 1"):
+    with pytest.raises(LawError, match=r"(?s)bad: exit code 1; what .* not run because of it: nev"):
         run(load_run(path))
-    entries = (tmp_path / "r" / "log.jsonl").read_text().splitlines()
-    assert len(entries) == 1
-    assert json.loads(entries[0])["exit_code"] == 1
+    told = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert [step["state"] for step in told["steps"]] == ["failed", "blocked"]
+
+
+def test_a_step_that_names_what_it_waits_for_survives_others(tmp_path, capfd):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"name: x\nrun_dir: {tmp_path / 'r'}\nsteps:\n"
+        "  - {name: bad, command: policy fit --a nll}\n"
+        "  - {name: alone, command: --version, after: []}\n"
+    )
+    with pytest.raises(LawError, match="1 step failed"):
+        run(load_run(path))
+    assert "law 0" in capfd.readouterr().out
 
 
 def test_a_step_that_leaves_no_output_fails(tmp_path):
@@ -82,6 +102,13 @@ def test_a_step_that_leaves_no_output_fails(tmp_path):
         ("name: x\nrun_dir: r\nsteps: [{name: a, command: b, outputs: [../c]}]\n", "run folder"),
         ("name: x\nrun_dir: r\nsteps: [{name: a, command: b, outputs: [/c]}]\n", "run folder"),
         ("name: x\nsteps: [{name: a, command: b}]\n", "run_dir: this key is required"),
+        ("name: x\nrun_dir: r\nsteps: [{name: a}]\n", "one of `command` and `script`"),
+        ('name: x\nrun_dir: r\nsteps: [{name: a, command: "\'"}]\n', "No closing quotation"),
+        (
+            "name: x\nrun_dir: r\nsteps: [{name: one, command: b}, "
+            "{name: a, command: b, after: [on]}]\n",
+            "after: unknown step above 'on'; did you mean 'one'",
+        ),
         ("name: x\nrun_dir: r\nsteps: [{name: a, command: 3}]\n", r"steps\[0\].command"),
     ],
 )
@@ -108,7 +135,7 @@ def test_every_shipped_run_parses_and_names_real_commands():
     assert root / "configs/quickstart.yaml" in runs
     for path in runs:
         for step in load_run(path).steps:
-            assert step.arguments(Path("r"))[0] in COMMANDS
+            assert step.words()[0] in COMMANDS
 
 
 def test_a_step_without_its_package_is_left_out_aloud(tmp_path, capfd):
@@ -123,9 +150,5 @@ def test_a_step_without_its_package_is_left_out_aloud(tmp_path, capfd):
     assert "step lacks is left out: no-such-package is not installed" in shown.err
     assert "x: 1 of 2 steps done" in shown.out
     assert "left out: lacks, no-such-package is not installed" in shown.out
-    first, second = (tmp_path / "r" / "log.jsonl").read_text().splitlines()
-    assert json.loads(first) == {
-        "step": "lacks",
-        "left_out": "no-such-package is not installed",
-    }
-    assert json.loads(second)["exit_code"] == 0
+    lines = (tmp_path / "r" / "ledger.jsonl").read_text().splitlines()
+    assert {json.loads(line)["step"] for line in lines} == {"has"}
