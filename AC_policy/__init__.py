@@ -1,7 +1,9 @@
 """The AC law and policy: which vision representation to finetune next, and when to stop.
 
 `ACRegressor` is the paper's law (degree-2 polynomial of A and C), `BayesPolicy` the policy that
-says how sure it is. Both are scikit-learn estimators, imported when first used.
+says how sure it is. Both are scikit-learn estimators, imported when first used. Functions that share
+their name with a module are in it: `AC_policy.recommend.recommend`, `AC_policy.backtest.backtest`,
+`AC_policy.propose.propose`.
 """
 
 _HOMES = {
@@ -12,9 +14,7 @@ _HOMES = {
     "Study": "AC_policy.study",
     "load_study": "AC_policy.study",
     "paper_study": "AC_policy.paper",
-    "backtest": "AC_policy.backtest",
     "fit_law": "AC_policy.law",
-    "recommend": "AC_policy.recommend",
 }
 __all__ = list(_HOMES)
 

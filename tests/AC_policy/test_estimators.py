@@ -165,3 +165,12 @@ def test_noise_of_results_makes_near_ties_uncertain(study):
     assert exact.p_best_.max() == 1
     assert 0.4 < noisy.p_best_.max() < 0.8
     assert noisy.expected_regret_ == 0  # finetuning more would not remove it
+
+
+def test_what_the_package_offers_is_what_it_says():
+    """No name leads to a module that another import has put in its place."""
+    import AC_policy
+
+    for name in AC_policy.__all__:
+        for _ in range(2):
+            assert callable(getattr(AC_policy, name)), name
