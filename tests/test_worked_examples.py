@@ -134,11 +134,10 @@ def test_pck():
 
 
 def test_estimated_alignment():
-    """docs/policy.md: .43 between .60 and .40; a measured combination moves the share."""
+    """docs/law.md: .43 between .60 and .40; a measured combination moves the share."""
     from AC_policy.estimate_a import estimate_a
 
-    policy = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
-    assert ".40 + .15 x .20 = .43" in policy
+    assert ".40 + .15 x .20 = .43" in LAW
     names = ("clip", "dinov2", "siglip", "clip.dinov2", "clip.siglip")
     a = np.array([0.6, 0.4, 0.5, np.nan, np.nan])
     found = estimate_a(names, a, "cosine")
