@@ -16,6 +16,7 @@ from llava.eval.prompts import version_of
 from llava.files import read_json
 from llava.model.builder import config_fields
 from llava.model.checkpoint_layout import LORA, STAGE1, TEXT, Checkpoint
+from llava.model.multimodal_encoder.known import towers as known_towers
 from llava.model.multimodal_encoder.pretrained import folder_digest
 from llava.model.multimodal_encoder.registry import HUB_ID, Representation
 from llava.model.multimodal_encoder.spec import TowerSpec
@@ -71,9 +72,11 @@ def subject(
 
 
 def _check_there(path: str, part: TowerSpec, towers: Mapping[str, str]) -> None:
-    """A tower is a folder that is there, or a hub id; it was no folder if it has no digest."""
+    """A tower is known by name, a folder that is there, or a hub id; the last has no digest."""
     where = part.weights or part.id
-    is_name = HUB_ID.fullmatch(where) and (not part.digest or part.id in towers)
+    is_name = where in known_towers() or (
+        HUB_ID.fullmatch(where) and (not part.digest or part.id in towers)
+    )
     if not (is_name or Path(where).is_dir()):
         raise UsageError(
             f"{path}: its vision tower {where} is not here (seen from {Path.cwd()}); "

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from stub_lmms import Stub, register
@@ -17,6 +18,8 @@ from llava.eval.evaluation.jobs import Job
 from llava.eval.evaluation.subject import subject
 from llava.eval.harness import harness
 from llava.launch import Launch
+from llava.model.multimodal_encoder import known, registry
+from llava.model.multimodal_encoder.spec import Family, TowerSpec
 
 CONFIG = {
     "model_type": "llava_llama",
@@ -669,3 +672,24 @@ def test_seed_of_a_checkpoint_inside_of_a_run(world):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(world / "run" / name, inner / name)
     assert subject(str(inner)).seed == 5
+
+
+def test_towers_of_other_packages(world, monkeypatch):
+    """One that is known by its name alone is there, without a slash or with a digest, too."""
+    spec = {"family": "example", "size": 32, "patch": 8, "dim": 6, "depth": 1, "layer": 1}
+    spec |= {"mean": (0, 0, 0), "std": (1, 1, 1), "resize": "squash"}
+    towers = [TowerSpec(id="colours", **spec), TowerSpec(id="net/block1", digest="1f", **spec)]
+    family = Family(name="example", tower="example:Tower", summary="", towers=towers)
+    points = [SimpleNamespace(name="example", value="", load=lambda: [family])]
+    caches = (known.families, known.towers, registry._known)
+    monkeypatch.setattr(known, "entry_points", lambda group: points)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        for name in ("colours", "net/block1"):
+            config = CONFIG | {"mm_vision_tower": name}
+            (world / "run" / "config.json").write_text(json.dumps(config))
+            assert subject(str(world / "run")).representation == name
+    finally:
+        for cache in caches:
+            cache.cache_clear()
