@@ -94,9 +94,10 @@ def make_world(arguments: argparse.Namespace) -> None:
     files = {"captions": told, "instructions": asked, "captions_heldout": held_out}
     for name, records in (files | {"captions_mismatched": mismatched(held_out)}).items():
         write_json(out / f"{name}.json", records)
-    questions = quiz(images, "questions", arguments.questions, seed)
+    # apart from the others: no encoder runs over the benchmark's images before it is asked
+    questions = quiz(out, "questions", arguments.questions, seed)
     answered = [{key: one[key] for key in one if key != "choices"} for one in questions]
-    write_local_task(out / "tasks", TASK, answered, images, "generate")
+    write_local_task(out / "tasks", TASK, answered, out, "generate")
     # as many images as leave several pairs to choose among
     save_correspondence(out / "correspondence", 40 + arguments.pairs, arguments.pairs, seed)
 
