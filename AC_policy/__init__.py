@@ -1,9 +1,9 @@
 """The AC law and policy: which vision representation to finetune next, and when to stop.
 
 `ACRegressor` is the paper's law (degree-2 polynomial of A and C), `BayesPolicy` the policy that
-says how sure it is. Both are scikit-learn estimators, imported when first used. Functions that share
-their name with a module are in it: `AC_policy.recommend.recommend`, `AC_policy.backtest.backtest`,
-`AC_policy.propose.propose`.
+says how sure it is. Both are scikit-learn estimators, imported when first used. Functions that
+share their name with a module are in it: `AC_policy.recommend.recommend`,
+`AC_policy.backtest.backtest`, `AC_policy.propose.propose`.
 """
 
 _HOMES = {

@@ -139,7 +139,8 @@ def load_study(
         a: which A score the law takes, `cosine` or `nll`.
         protocols: `quantity`, or `quantity:benchmark`, which wins, to protocol; needed only where
             the tables hold several.
-        also: benchmarks to take beside them, such as one that nothing is finetuned for yet.
+        also: benchmarks that are asked for, such as one that nothing is finetuned for yet; where
+            there are any, one of the others that cannot be used is passed over aloud.
         unaligned: keep what has C and no A in `Task.unaligned`, rather than leave it out aloud.
         new: take `also` by name even where no row and no catalog knows it, and say so.
 
@@ -162,12 +163,20 @@ def study_of(
     new: bool = False,
 ) -> Study:
     """The study that an already read table holds; see `load_study`."""
+    also = list(also)
     names = _wanted(table, also, new)
     pivot = _Pivot(table, _chosen(table, protocols))
     c = pivot.shared("C_pck")
     tasks, left_out = {}, {}
+    asked = {catalog.benchmark_id(name) for name in also}
     for name in names:
-        task, without = _task(pivot, name, A_QUANTITY[a], c, unaligned)
+        try:
+            task, without = _task(pivot, name, A_QUANTITY[a], c, unaligned)
+        except TableError as error:
+            if not asked or name in asked:
+                raise
+            logger.warning("%s does not take part: %s", name, error)
+            continue
         tasks[name] = task
         for why, rows in without.items():
             known = left_out.setdefault(why, [])

@@ -155,6 +155,17 @@ def test_a_of_several_image_sets_that_have_no_performance(tmp_path):
     assert load_study([named], "cosine").tasks["own_vqa"].finetuned.all()
 
 
+def test_a_benchmark_that_nobody_asked_for_does_not_stand_in_the_way(tmp_path, caplog):
+    """Performance on two benchmarks, A on the images of one."""
+    table = write(tmp_path / "own.csv", ("own_vqa", "other_vqa"), images=("own_vqa",))
+    with pytest.raises(TableError, match="other_vqa: no row of quantity 'A_cosine'"):
+        load_study([table], "cosine")
+    assert list(load_study([table], "cosine", also=["own_vqa"]).tasks) == ["own_vqa"]
+    assert "other_vqa does not take part" in caplog.text
+    with pytest.raises(TableError, match="other_vqa"):
+        load_study([table], "cosine", also=["other_vqa"])
+
+
 def test_what_has_no_a_is_kept_apart_only_where_asked_for(tmp_path, caplog):
     """Its C is known; left out aloud otherwise."""
     table = write(tmp_path / "own.csv", finetuned=4)
