@@ -15,9 +15,8 @@ from llava.sweep.config import SweepConfig
 from llava.sweep.devices import visible_gpus
 from llava.sweep.engine import WITHOUT_GPU, Engine
 from llava.sweep.plan import RunConfig
-from llava.sweep.standing import counted
 from llava.sweep.step import Step
-from llava.sweep.work import Work, clear_the_way, kill_orphans, write_step
+from llava.sweep.work import Work, clear_the_way, write_step
 
 logger = get_logger("run")
 
@@ -109,13 +108,6 @@ class Here(Engine):
                 f"{step.name} takes {step.processes} GPUs and {self._gpus} are here; change "
                 f"launch.gpus_per_step.{step.kind} or launch.gpus"
             )
-
-    def _settle_the_past(self) -> None:
-        """Ends what a killed run has left running, too."""
-        if orphans := kill_orphans(self.run_dir):
-            told = counted(len(orphans), "process", "processes")
-            logger.warning("%s of a killed run ended", told)
-        super()._settle_the_past()
 
     def _write_now_and_then(self) -> None:
         if time.monotonic() - self._said > SUMMARY_SECONDS:

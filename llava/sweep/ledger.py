@@ -30,7 +30,8 @@ class Entry:
 
     Attributes:
         fingerprint: of the last attempt.
-        state: `done`, `failed`, `running` (begun, and no end was written) or `submitted`.
+        state: `done`, `failed` or `running` (begun, and no end was written).
+        job: of a cluster, that the last attempt was made in.
         outputs: what it left, by path below the run folder, where it is done.
         costs: seconds, CPU seconds and GPU hours of all attempts, those that were killed included.
         peaks: bytes, the largest of all attempts.
@@ -51,12 +52,14 @@ class Entry:
         state = event["state"]
         if state not in ("running", "submitted", "done", "failed", "lost"):
             raise ValueError(f"state {state!r}")
+        if state == "submitted":  # nothing was tried yet
+            return
         outputs = {name: FileState.read(one) for name, one in event.get("outputs", {}).items()}
         costs = {name: float(event.get(name) or 0) for name in COSTS}
-        if state in ("running", "submitted"):
+        if state == "running":
             self.fingerprint = event["fingerprint"]
             self.began, self.processes = event["when"], int(event.get("processes", 1))
-            self.job = str(event.get("job", self.job if state == "running" else ""))
+            self.job = str(event.get("job", ""))
         for name in COSTS:
             self.costs[name] += costs[name]
         for name in PEAKS:

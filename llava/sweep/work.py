@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from llava.errors import LawError
@@ -17,6 +18,7 @@ from llava.exits import PEAK_VARIABLE
 from llava.files import read_json, write_json
 from llava.log import get_logger
 from llava.sweep.digests import FileState, states_of
+from llava.sweep.launchers import Nodes, words
 from llava.sweep.ledger import Entry, Ledger
 from llava.sweep.step import Step
 
@@ -26,15 +28,6 @@ MARK = "LAW_STEP"
 """Environment variable of a step's processes: the run folder that they work in."""
 TAIL = 4096
 """Bytes of a step's log in which its error is looked for."""
-LAUNCHERS = {
-    "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node={n}"),
-    "accelerate": ("-m", "accelerate.commands.launch", "--num_processes={n}"),
-    "deepspeed": ("-m", "deepspeed.launcher.runner", "--no_local_rank", "--num_gpus={n}"),
-}
-MODULE = {"torchrun": ("-m", "--"), "accelerate": ("-m",), "deepspeed": ("--module",)}
-"""How each is told that a module follows; torchrun would take our `--run` for a flag of its own."""
-ITSELF = ("evaluate",)
-"""Kinds of steps whose command starts its processes itself."""
 
 
 @dataclass
@@ -46,17 +39,21 @@ class Work:
         threads: of a step's process, unless OMP_NUM_THREADS says otherwise.
         launcher: what starts a step of several processes.
         shown: whether a step's output goes to ours, too.
+        nodes: that share each step.
+        job: of a cluster, that this process is part of.
     """
 
     run_dir: Path
     threads: int
     launcher: str = "torchrun"
     shown: bool = False
+    nodes: Nodes = field(default_factory=Nodes)
+    job: str = ""
     running: dict[int, subprocess.Popen] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
 
-    def do(self, step: Step, fingerprint: str, ledger: Ledger, gpus: Sequence[int]) -> None:
+    def do(self, step: Step, fingerprint: str, ledger: Ledger, gpus: Sequence[str]) -> None:
         """Runs a step and writes its end into the ledger; the ledger's state is the answer."""
         with self._lock:
             ledger.append(
@@ -66,6 +63,7 @@ class Work:
                 processes=step.processes,
                 host=os.uname().nodename,
                 pid=os.getpid(),
+                **({"job": self.job} if self.job else {}),
             )
         folder = self.folder(step)
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,13 +83,24 @@ class Work:
                 "failed" if error else "done",
                 seconds=round(seconds, 3),
                 cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
-                gpu_hours=round(seconds * len(gpus) / 3600, 6),
+                gpu_hours=round(seconds * len(gpus) * self.nodes.count / 3600, 6),
                 peak_memory=usage.ru_maxrss * 1024,
                 peak_gpu_memory=_peak_gpu(folder),
                 exit_code=code,
                 error=error,
                 outputs={name: state.plain() for name, state in outputs.items()},
             )
+
+    def follow(self, step: Step, gpus: Sequence[str]) -> None:
+        """Runs this node's part of a step whose first node keeps the ledger.
+
+        Raises LawError where it failed.
+        """
+        folder = self.folder(step) / f"node{self.nodes.rank}"
+        folder.mkdir(parents=True, exist_ok=True)
+        code, _ = self._process(step, folder, gpus)
+        if code:
+            raise LawError(f"{step.name}, node {self.nodes.rank}: {_error(folder, code)}")
 
     def folder(self, step: Step) -> Path:
         """Where a step's log and output are kept."""
@@ -104,9 +113,9 @@ class Work:
             for process in self.running.values():
                 kill_tree(process.pid)
 
-    def _process(self, step: Step, folder: Path, gpus: Sequence[int]):
+    def _process(self, step: Step, folder: Path, gpus: Sequence[str]):
         """(exit code, resource usage) of the step's process."""
-        command = [sys.executable, *self._words(step)]
+        command = [sys.executable, *words(step, self.launcher, self.nodes)]
         with contextlib.ExitStack() as stack:
             copy = stack.enter_context(open(folder / "stdout.txt", "wb"))
             log = None if self.shown else stack.enter_context(open(folder / "log.txt", "ab"))
@@ -132,19 +141,13 @@ class Work:
                 process.stdout.close()
         return process.returncode, usage
 
-    def _words(self, step: Step) -> tuple[str, ...]:
-        if step.processes == 1 or step.command[0] != "-m" or step.kind in ITSELF:
-            return step.command
-        words = tuple(word.format(n=step.processes) for word in LAUNCHERS[self.launcher])
-        return (*words, *MODULE[self.launcher], *step.command[1:])
-
-    def _environment(self, folder: Path, gpus: Sequence[int]) -> dict[str, str]:
+    def _environment(self, folder: Path, gpus: Sequence[str]) -> dict[str, str]:
         environment = dict(os.environ)
         environment.setdefault("OMP_NUM_THREADS", str(self.threads))
         environment[MARK] = str(self.run_dir.resolve())
         environment[PEAK_VARIABLE] = str((folder / "peak").resolve())
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return environment
 
 
@@ -201,6 +204,13 @@ def _peak_gpu(folder: Path) -> int | None:
         with contextlib.suppress(OSError, ValueError):
             peaks.append(int(path.read_text()))
     return max(peaks, default=None)
+
+
+def seconds_seen(folder: Path, began: str) -> float:
+    """Of an attempt whose end nobody saw: until its log was last written to."""
+    written = [path.stat().st_mtime for path in folder.glob("*.txt")]
+    seconds = max(written, default=0.0) - datetime.fromisoformat(began).timestamp()
+    return round(max(0.0, seconds), 3)
 
 
 def kill_tree(pid: int) -> None:

@@ -1,0 +1,278 @@
+"""A sweep as jobs, on a Slurm of one machine (fake_slurm.py), with stand-ins for commands."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llava.results import COLUMNS
+
+pytest.importorskip("submitit")
+HERE = Path(__file__).parent
+SWEEP = """
+name: small
+run_dir: {folder}/run
+prepare:
+  - {{name: world, command: "prepare {{run_dir}}/world.txt", outputs: [world.txt]}}
+llm: "{{run_dir}}/llm"
+representations: [clip336, dinov2]
+stage1: {{data_path: captions.json, learning_rate: 1e-3}}
+stage2: {{data_path: conversations.json, learning_rate: 2e-5}}
+correspondence: {{data: pairs}}
+alignment: {{law: nll, nll: {{}}}}
+evaluation: {{tasks: [quiz]}}
+launch:
+  how: slurm
+  gpus_per_step: {{stage1: 4}}
+  slurm: {{partition: gpu, time: 1-12, python: {python}, setup: [export FAKE=1]}}
+  slurm_per_step: {{c-score: {{mem_gb: 64}}, continue: {{partition: cpu}}}}
+"""
+CLIP, DINO = "openai/clip-vit-large-patch14-336", "facebook/dinov2-large"
+
+
+def _fake():
+    spec = importlib.util.spec_from_file_location("fake_slurm", HERE / "fake_slurm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fake = _fake()
+
+
+class Cluster:
+    """A sweep in a folder, and the jobs that it leads to."""
+
+    def __init__(self, folder: Path):
+        self.run_dir = folder / "run"
+        self.yaml = folder / "sweep.yaml"
+        self.slurm = folder / "slurm"
+        self.write(SWEEP.format(folder=folder, python=f"'{sys.executable} {HERE}/stub_job.py'"))
+        self.environment = os.environ | fake.install(self.slurm)
+
+    def write(self, text: str) -> None:
+        self.yaml.write_text(text)
+
+    def change(self, old: str, new: str) -> None:
+        assert old in self.yaml.read_text()
+        self.write(self.yaml.read_text().replace(old, new))
+
+    def law_run(self, *words: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, HERE / "stub_law.py", "run", self.yaml, *words],
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def jobs(self) -> list[dict]:
+        return fake.jobs(self.slurm)
+
+    def names(self) -> dict[str, dict]:
+        """Jobs by what they do; the last of a name."""
+        return {job["name"].removeprefix("small "): job for job in self.jobs()}
+
+    def wait(self) -> None:
+        """Until the chain has ended: no job waits or runs, and no new one comes."""
+        self.until(lambda: all(job["state"] in fake.ENDED for job in self.jobs()))
+
+    def until(self, true) -> None:
+        deadline = time.monotonic() + 300
+        while not true():
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.1)
+
+    def said(self) -> str:
+        """What the jobs have printed."""
+        logs = [*self.run_dir.glob("slurm/*_log.*"), *self.slurm.glob("batch-*.txt")]
+        return "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(logs))
+
+    def states(self) -> dict[str, str]:
+        told = json.loads((self.run_dir / "summary.json").read_text())
+        return {step["name"]: step["state"] for step in told["steps"]}
+
+    def events(self, step: str) -> list[dict]:
+        lines = (self.run_dir / "ledger.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["step"] == step]
+
+    def table(self) -> list[tuple[str, ...]]:
+        told = [name for name in COLUMNS if name not in ("run_dir", "commit", "date")]
+        with open(self.run_dir / "results.csv", newline="") as handle:
+            return [tuple(row[name] for name in told) for row in csv.DictReader(handle)]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    made = Cluster(tmp_path)
+    yield made
+    for job in made.jobs():
+        if job["state"] not in fake.ENDED:
+            subprocess.run(["scancel", job["id"]], env=made.environment, check=True)
+
+
+def test_a_sweep_runs_as_jobs_to_the_same_table(cluster, tmp_path):
+    first = cluster.law_run()
+    assert first.returncode == 0, first.stderr
+    assert "submitted: 1 job (1)" in first.stdout
+    assert "job 2 goes on when they have ended" in first.stdout
+    assert "`scancel 1 2` ends them" in first.stdout
+    cluster.wait()
+    assert set(cluster.states().values()) == {"done"}, cluster.said()
+    assert {job["state"] for job in cluster.jobs()} == {"COMPLETED"}
+    assert not (cluster.run_dir / "slurm" / "jobs.json").exists()
+    asked_for_what_it_needs(cluster)
+    waited_for_what_it_reads(cluster)
+    assert [event["state"] for event in cluster.events("world")] == ["submitted", "running", "done"]
+    number = len(cluster.jobs())
+    again = cluster.law_run()
+    assert again.returncode == 0, again.stderr
+    assert len(cluster.jobs()) == number
+    elsewhere = tmp_path / "elsewhere"
+    cluster.change("how: slurm", "how: here")
+    here = cluster.law_run("--run-dir", str(elsewhere))
+    assert here.returncode == 0, here.stderr
+    wanted = cluster.table()
+    cluster.run_dir = elsewhere
+    assert cluster.table() == wanted
+
+
+def asked_for_what_it_needs(cluster) -> None:
+    asked = {name: job["asked"] for name, job in cluster.names().items()}
+    stage1 = asked[f"stage1 {CLIP}"]
+    assert stage1["gpus-per-node"] == "4"
+    assert stage1["cpus-per-task"] == "32"
+    assert stage1["time"] == str(36 * 60)
+    assert stage1["ntasks-per-node"] == "1"
+    assert stage1["requeue"] == ""
+    assert asked[f"stage2 {CLIP}"]["gpus-per-node"] == "1"
+    assert asked["c-score"]["mem"] == "64GB"
+    assert {name for name in asked if "gpus-per-node" not in asked[name]} == {
+        "c-score", "propose 1", "propose 2", "propose 3", "report", "goes on",
+    }  # fmt: skip
+    assert asked["goes on"]["partition"] == "cpu"
+    assert asked["goes on"]["time"] == "60"
+    assert "export FAKE=1" in (cluster.slurm / "script-1.sh").read_text()
+
+
+def waited_for_what_it_reads(cluster) -> None:
+    jobs = cluster.names()
+    assert "dependency" not in jobs["world"]["asked"]
+    after = jobs[f"nll {DINO}"]["asked"]["dependency"]
+    assert after == f"afterok:{jobs[f'stage1 {DINO}']['id']}"
+    after = jobs["c-score"]["asked"]["dependency"]
+    assert after.startswith("afterok:") and after.count(":") == 2
+    goes_on = [job for job in cluster.jobs() if job["name"] == "small goes on"]
+    assert goes_on[0]["asked"]["dependency"] == "afterany:1"
+    assert goes_on[1]["asked"]["dependency"].count(":") == 7
+
+
+def test_a_failing_step_blocks_what_depends_on_it_and_is_not_tried_again(cluster):
+    first = cluster.law_run(STUB_FAIL="train stage1/facebook")
+    assert first.returncode == 0
+    cluster.wait()
+    found = cluster.states()
+    assert found[f"stage1 {DINO}"] == "failed"
+    assert found[f"nll {DINO}"] == "blocked"
+    assert found[f"evaluate {CLIP}"] == found["report"] == "done"
+    names = [job["name"] for job in cluster.jobs()]
+    assert names.count(f"small stage1 {DINO}") == 1
+    jobs = cluster.names()
+    assert jobs[f"stage1 {DINO}"]["state"] == "FAILED"
+    assert jobs[f"nll {DINO}"]["state"] == "CANCELLED"
+    assert jobs["goes on"]["state"] == "FAILED"
+    assert "the stub was told to fail" in cluster.said()
+    number = len(names)
+    assert cluster.law_run().returncode == 0
+    cluster.wait()
+    assert set(cluster.states().values()) == {"done"}
+    assert cluster.names()["goes on"]["state"] == "COMPLETED"
+    again = {job["name"].removeprefix("small ").split()[0] for job in cluster.jobs()[number:]}
+    assert "features" not in again and "c-score" not in again
+
+
+def test_a_run_is_refused_while_its_jobs_run(cluster):
+    assert cluster.law_run(STUB_SLEEP="60").returncode == 0
+    cluster.until(lambda: cluster.run_dir.joinpath("steps/world/stdout.txt").exists())
+    second = cluster.law_run()
+    assert second.returncode == 1
+    assert "jobs of an earlier `law run` wait or run: 1 (world: RUNNING)" in second.stderr
+    assert "`squeue --jobs 1,2` shows them, `scancel 1 2` ends them" in second.stderr
+    subprocess.run(["scancel", "1", "2"], env=cluster.environment, check=True)
+    cluster.change("how: slurm", "how: here")
+    third = cluster.law_run()
+    assert third.returncode == 0, third.stderr
+    states = [(event["state"], event.get("error")) for event in cluster.events("world")]
+    assert ("lost", "killed") in states
+
+
+def test_a_preempted_step_is_queued_again_and_goes_on(cluster):
+    assert cluster.law_run(STUB_SLEEP="5").returncode == 0
+    cluster.until(lambda: cluster.run_dir.joinpath("steps/world/stdout.txt").exists())
+    send = ["scancel", "1", "--signal", "USR2"]
+    subprocess.run(send, env=cluster.environment, check=True)
+    cluster.until(lambda: cluster.names()["world"]["state"] == "COMPLETED")
+    told = [(event["state"], event.get("job")) for event in cluster.events("world")]
+    assert told == [
+        ("submitted", "1"), ("running", "1"), ("lost", None), ("running", "1"), ("done", None),
+    ]  # fmt: skip
+    lost = cluster.events("world")[2]
+    assert "preempted" in lost["error"]
+
+
+def test_a_job_that_died_without_a_word_is_told(cluster):
+    assert cluster.law_run(STUB_SLEEP="60").returncode == 0
+    cluster.until(lambda: cluster.run_dir.joinpath("steps/world/stdout.txt").exists())
+    fake.kill_all(cluster.names()["world"]["tasks"])
+    cluster.until(lambda: cluster.run_dir.joinpath("report.html").exists() or "failed" in
+                  cluster.states().values())  # fmt: skip
+    assert cluster.states()["world"] == "failed"
+    told = json.loads((cluster.run_dir / "summary.json").read_text())["steps"][0]
+    assert told["error"] == "its job 1 ended: FAILED"
+
+
+def test_a_job_that_slurm_refuses_takes_the_others_with_it(cluster):
+    cluster.change("prepare:", "prepare:\n  - {name: first, command: prepare a}")
+    failed = cluster.law_run(FAKE_REFUSE="world", STUB_SLEEP="30")
+    assert failed.returncode == 1
+    assert "Slurm takes no job for world: sbatch: error" in failed.stderr
+    assert "QOS policy" in failed.stderr
+    assert [job["state"] for job in cluster.jobs()] == ["CANCELLED"]
+
+
+def test_without_slurm_or_submitit_it_says_what_to_type(cluster, monkeypatch):
+    cluster.environment["PATH"] = os.environ["PATH"]
+    failed = cluster.law_run()
+    assert failed.returncode == 1
+    assert "no sbatch, srun, sacct, scancel is on the PATH; type this on a login" in failed.stderr
+    from llava.errors import MissingPackageError
+    from llava.sweep import chain
+
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(MissingPackageError, match="pip install 'submitit"):
+        chain.submitit()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("c-score: {", "stage_1: {", "unknown kind of step 'stage_1'; did you mean 'stage1'"),
+        ("partition: gpu", "partitions: gpu", "launch.slurm: Unknown argument 'partitions'"),
+        ("partition: gpu", "dependency: x", "dependency is for the sweep to say"),
+        ("1-12", "one day", "time: one day; expected minutes"),
+        ("c-score: {", "stage1: {nodes: 3, ", "is 4, all nodes together; expected a multiple of 3"),
+        ("c-score: {", "evaluate: {nodes: 2, ", "nodes: 2 for evaluate, which runs on one"),
+    ],
+)
+def test_what_slurm_cannot_be_asked_is_refused_before_a_job(cluster, old, new, message):
+    cluster.change(old, new)
+    failed = cluster.law_run()
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert cluster.jobs() == []
