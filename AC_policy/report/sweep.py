@@ -67,6 +67,8 @@ class Saving:
     stage1: float
     stage2: float
     evaluate: float
+    partial: bool = False
+    """Whether hours are missing that were not known."""
 
     @property
     def all(self) -> float:

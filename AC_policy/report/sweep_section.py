@@ -11,6 +11,8 @@ from llava import catalog
 MOST_ROWS = 60
 PER_REPRESENTATION = ("stage1", "nll", "dump", "cosine", "stage2", "evaluate")
 """Kinds of step that every further representation needs once more."""
+LEAST_HOURS = 0.1
+"""GPU hours from which a plan's sums are shown."""
 STAGE1_COLUMN = 2
 """Of the table of rounds."""
 MEANINGS = {
@@ -76,9 +78,9 @@ def section(sweep: Sweep, candidates: int, replayed: int | None = None) -> str:
 
 
 def _rounds(sweep: Sweep) -> str:
-    if not sweep.rounds:
-        return paragraph("The policy was not asked: everything was run.")
     finetuned = len(set(sweep.trained()))
+    if not sweep.rounds:
+        return paragraph(f"The policy was not asked; {finetuned} were finetuned.")
     last = sweep.rounds[-1]
     text = f"The policy was asked {_times(len(sweep.rounds))}; {finetuned} were finetuned."
     if last.stop:
@@ -177,8 +179,8 @@ def _undone(sweep: Sweep, replayed: int) -> str:
 
 
 def _planned(sweep: Sweep) -> str:
-    """What the plan had counted for both ways."""
-    if not sweep.plan:
+    """What the plan had counted for both ways; of a small experiment it says nothing."""
+    if not sweep.plan or sweep.plan.saving.partial or sweep.plan.saving.all < LEAST_HOURS:
         return ""
     plan, saving = sweep.plan, sweep.plan.saving
     return paragraph(

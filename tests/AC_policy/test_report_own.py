@@ -126,6 +126,17 @@ def test_scores_alone(tmp_path):
     assert "0 representations have both" in words(own_section.measured(found))
 
 
+def test_c_alone(tmp_path):
+    """Nothing has gone through stage 1 yet."""
+    lines = [row for row in rows(4, ("lawful",)) if row[1] == "C_pck"]
+    found = own.gather([write(tmp_path / "t.csv", lines)], {})
+    assert found.verdicts == []
+    assert [column.name for column in found.measured[0].scores] == ["C"]
+    text = words(own_section.measured(found))
+    assert "no benchmark yet" in text
+    assert text.count("± 1.50") == 4
+
+
 def test_partial_study_is_the_study(tmp_path, table):
     """The same as `load_study` where nothing is missing; without a benchmark that lacks A."""
     whole = load_study([table])

@@ -153,6 +153,10 @@ def test_plan_beside_it(tmp_path):
     text = words(sweep_section.section(found, candidates=4))
     assert "counted 120 GPU hours for finetuning all 13, and 57 for the policy's way" in text
     assert "with 5.1 runs (flops on A100-80GB)" in text
+    saving["partial"] = True  # hours were missing that nobody knew
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary(plan=plan)))
+    found = sweep.read(tmp_path / "run" / "summary.json")
+    assert "The plan" not in words(sweep_section.section(found, candidates=4))
     del saving["scores"]
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary(plan=plan)))
     with pytest.raises(UsageError, match=r"plan\.saving\.scores: this key is required"):
