@@ -29,6 +29,7 @@ EXTRAS = {
     "xformers": "memory-efficient attention on CUDA",
     "timm": "towers of timm",
     "photos": "the photographs of warps-mini",
+    "slurm": "sweeps as jobs of a cluster",
 }
 MODULES = {
     "pyyaml": "yaml",

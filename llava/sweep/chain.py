@@ -5,6 +5,7 @@ record says which job has which step, so that no step is submitted twice and no 
 """
 
 from pathlib import Path
+from types import ModuleType
 
 from llava.errors import LawError, MissingPackageError
 from llava.files import read_json, write_json
@@ -66,7 +67,7 @@ def state(folder: Path, job: str) -> str:
     return submitit().SlurmJob(folder, job).state
 
 
-def submitit():
+def submitit() -> ModuleType:
     """The package; raises MissingPackageError without it."""
     try:
         import submitit

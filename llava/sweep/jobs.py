@@ -3,12 +3,14 @@
 submitit keeps these objects as pickles beside the job's log and calls them in the job.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from llava.errors import LawError
 from llava.log import get_logger
@@ -72,7 +74,7 @@ class StepJob:
             else:
                 pool.submit(self._first, step, told, ledger, gpus).result()
 
-    def checkpoint(self):
+    def checkpoint(self) -> Any:
         """Ends the step, which goes on from where it was when the job runs again.
 
         submitit asks for it when the job is preempted or its time is over.
@@ -166,8 +168,10 @@ def wait_for_record(run_dir: Path, job: str) -> Chain:
     Raises LawError where it does not, because a later `law run` has taken its place.
     """
     deadline = time.monotonic() + PATIENCE
-    while job not in (chain := Chain(run_dir)).jobs:
-        if time.monotonic() > deadline:
-            raise LawError(f"job {job} is not among those of {chain.path}; it does nothing")
+    while time.monotonic() < deadline:
+        with contextlib.suppress(LawError):  # a shared disk may lose a file that is being replaced
+            chain = Chain(run_dir)
+            if job in chain.jobs:
+                return chain
         time.sleep(0.5)
-    return chain
+    raise LawError(f"job {job} is not among those of {run_dir}'s last `law run`; it does nothing")

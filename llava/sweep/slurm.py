@@ -186,7 +186,7 @@ class Submitter:
             logger.warning("job %s is cancelled", job.job_id)
             job.cancel(check=False)
 
-    def executor(self, step: str, asked: dict[str, Any], after: str | None):
+    def executor(self, step: str, asked: dict[str, Any], after: str | None) -> Any:
         """submitit's, with its parameters; UsageError for one that it does not have."""
         own = {f"slurm_{name}": value for name, value in asked.items()}
         special = [f"slurm_{name}" for name in ("python", "max_num_timeout")]
