@@ -32,8 +32,8 @@ def scatter(entry: Measured) -> tuple[str, list[str]]:
         names = [name for name in across.values if name in up.values]
         if len(names) < LEAST:
             missing.append(
-                f"No figure of {across.name} and {up.name}: {len(names)} representations have "
-                f"both, {LEAST} are the least."
+                f"No figure of {across.name} and {up.name}: with both {len(names)}, {LEAST} are "
+                "the least."
             )
         else:
             panels.append((across, up, colour, names))

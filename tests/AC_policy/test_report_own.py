@@ -123,7 +123,7 @@ def test_scores_alone(tmp_path):
     assert len(found.candidates) == 4
     assert found.measured[0].benchmark == "lawful"
     assert len(found.measured[0].representations()) == 4
-    assert "0 representations have both" in words(own_section.measured(found))
+    assert "with both 0, 2 are the least" in words(own_section.measured(found))
 
 
 def test_c_alone(tmp_path):
