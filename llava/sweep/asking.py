@@ -107,8 +107,8 @@ def _check_nodes(launch: Launch, kind: str, processes: int, nodes: int) -> None:
         )
     if launch.launcher not in NODES:
         raise UsageError(
-            f"{where}; launch.launcher: {launch.launcher} runs on one node, take one of "
-            f"{', '.join(NODES)}; flags such as `deepspeed:` work with these, too"
+            f"{where}; launch.launcher: {launch.launcher} serves one node, take "
+            f"{' or '.join(NODES)}; flags of training such as `deepspeed` go with it"
         )
 
 

@@ -194,6 +194,7 @@ class Sweep:
             after=(*self._prepared, *(f"features {t}" for t in self._towers(self.found))),
             outputs=("c_score/c_score.json", "c_score/results.csv"),
             rows="c_score/results.csv",
+            measures=tuple(self.found),
             folder="c_score",
             inputs=self._outside([c.data]),
         )
@@ -269,6 +270,7 @@ class Sweep:
             after=(f"stage1 {name}",),
             outputs=(f"{folder}/a_score.json", f"{folder}/results.csv"),
             rows=f"{folder}/results.csv",
+            measures=(name,),
             folder=folder,
             inputs=self._outside(data),
             representation=name,
@@ -312,6 +314,7 @@ class Sweep:
             after=tuple(dict.fromkeys(f"dump {one}" for one in (name, *self.references))),
             outputs=(f"{folder}/results.csv",),
             rows=f"{folder}/results.csv",
+            measures=(name,),
             folder=folder,
             representation=name,
         )
@@ -347,6 +350,7 @@ class Sweep:
             after=(f"stage2 {name}",),
             outputs=(f"evaluate/{key}/results.csv",),
             rows=f"evaluate/{key}/results.csv",
+            measures=(name,),
             folder=f"evaluate/{key}",
             representation=name,
             processes=self._processes("evaluate"),

@@ -15,13 +15,10 @@ NODES = {
     "torchrun": (
         *("-m", "torch.distributed.run", "--nnodes={count}", "--node_rank={rank}"),
         *("--nproc_per_node={n}", "--master_addr={host}", "--master_port={port}"),
-    ),
-    "accelerate": (
-        *("-m", "accelerate.commands.launch", "--num_machines={count}", "--machine_rank={rank}"),
-        *("--num_processes={all}", "--main_process_ip={host}", "--main_process_port={port}"),
-    ),
+    )
 }
-"""DeepSpeed's own launcher reaches other nodes through ssh, and is not among them."""
+"""DeepSpeed's launcher reaches other nodes through ssh, and accelerate's starts one process alone
+where it sees one GPU; what they are for, `law train` has as flags."""
 MODULE = {"torchrun": ("-m", "--"), "accelerate": ("-m",), "deepspeed": ("--module",)}
 """How each is told that a module follows; torchrun would take our `--run` for a flag of its own."""
 
@@ -44,6 +41,6 @@ def words(step: Step, launcher: str, nodes: Nodes) -> tuple[str, ...]:
     if step.processes == 1 or step.command[0] != "-m" or step.kind in ITSELF:
         return step.command
     template = ONE_NODE[launcher] if nodes.count == 1 else NODES[launcher]
-    told = {"n": step.processes // nodes.count, "all": step.processes, **vars(nodes)}
-    made = tuple(word.format(**told) for word in template)
+    each = step.processes // nodes.count
+    made = tuple(word.format(n=each, **vars(nodes)) for word in template)
     return (*made, *MODULE[launcher], *step.command[1:])

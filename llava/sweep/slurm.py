@@ -88,7 +88,7 @@ class Slurm(Engine):
                 self.standing.put(step.name, "submitted")
             elif not self._settled(step, stage) and self._ready(step):
                 self._submit(step)
-        if not self._queued:
+        if not any(step.name in self._queued for step in steps):
             return True
         ended = tuple(self._chain.jobs)
         work = GoOn(self.run_dir, self._source, self.thorough, ended, self._begin)

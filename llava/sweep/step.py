@@ -95,6 +95,8 @@ class Step:
     """JSON output whose `folders` hold further files that count as outputs."""
     rows: str = ""
     """Results table that it writes."""
+    measures: tuple[str, ...] = ()
+    """Representations that its rows must be of, neither more nor fewer."""
     folder: str = ""
     """What it alone writes to; set aside where it can no longer be used."""
     resumes: bool = True

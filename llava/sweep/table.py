@@ -6,8 +6,26 @@ from pathlib import Path
 from llava.errors import TableError
 from llava.files import write_text
 from llava.results import COLUMNS
+from llava.results_csv import opened
 
 HEAD = ",".join(COLUMNS)
+
+
+def check_rows(path: Path, names: Iterable[str]) -> None:
+    """Raises TableError where the rows are not of these representations, all of them and no other.
+
+    A number under another name would be lost to the law without a word.
+    """
+    wanted = set(names)
+    with opened(path) as reader:
+        head = next(reader, [])
+        place = head.index("representation") if "representation" in head else None
+        found = {row[place] for row in reader if row} if place is not None else set()
+    for lacking in sorted(wanted - found):
+        others = ", ".join(sorted(found - wanted)) or "none"
+        raise TableError(f"{path}: no row of {lacking}; rows of others: {others}")
+    for other in sorted(found - wanted):
+        raise TableError(f"{path}: rows of {other}, which this step does not measure")
 
 
 def compose(path: Path, tables: Iterable[Path]) -> None:

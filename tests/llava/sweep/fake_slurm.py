@@ -2,7 +2,8 @@
 
 `install(folder)` writes the commands. Jobs are processes that wait for their dependencies, as
 `afterok` and `afterany` mean them, and for one of `FAKE_SLOTS` slots. GPUs, memory and time are
-written down and ignored. `FAKE_REFUSE` holds a word of the names of jobs that sbatch refuses.
+written down and ignored. `FAKE_REFUSE` holds a word of the names of jobs that sbatch refuses,
+`FAKE_HOLD` of those that never begin.
 """
 
 import fcntl
@@ -131,6 +132,9 @@ def may_begin(job: str) -> bool:
             change(job, state="CANCELLED")
             return True
         running = [one for one in jobs(home()) if one["state"] == "RUNNING"]
+        held = os.environ.get("FAKE_HOLD")
+        if held and held in here["name"]:
+            return False
         if any(s not in ENDED for s in states) or len(running) >= int(os.environ["FAKE_SLOTS"]):
             return False
         change(job, state="RUNNING")

@@ -6,12 +6,21 @@ import json
 import os
 import subprocess
 import sys
-import time
+import time as clock
 from pathlib import Path
 
 import pytest
 
 from llava.results import COLUMNS
+from llava.sweep import graph, run
+from llava.sweep import step as step_module
+from llava.sweep.asking import gpus_of, minutes, of_kind
+from llava.sweep.chain import Chain
+from llava.sweep.config import Launch
+from llava.sweep.jobs import GoOn, StepJob
+from llava.sweep.slurm import Submitter
+from llava.sweep.step import Step
+from llava.sweep.work import write_step
 
 pytest.importorskip("submitit")
 HERE = Path(__file__).parent
@@ -84,10 +93,10 @@ class Cluster:
         self.until(lambda: all(job["state"] in fake.ENDED for job in self.jobs()))
 
     def until(self, true) -> None:
-        deadline = time.monotonic() + 300
+        deadline = clock.monotonic() + 300
         while not true():
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.1)
+            assert clock.monotonic() < deadline, self.said()
+            clock.sleep(0.1)
 
     def said(self) -> str:
         """What the jobs have printed."""
@@ -257,6 +266,78 @@ def test_without_slurm_or_submitit_it_says_what_to_type(cluster, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(MissingPackageError, match="pip install 'submitit"):
         chain.submitit()
+
+
+def test_a_step_on_two_nodes(cluster, monkeypatch, tmp_path):
+    """Both are this machine: torchrun starts two processes on each, the first keeps the ledger."""
+    here(cluster, monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "ranks.py").write_text(
+        "import os, pathlib\n"
+        f"pathlib.Path({str(cluster.run_dir)!r}, 'rank' + os.environ['RANK']).write_text('')\n"
+    )
+    step = Step("two", "stage1", ("-m", "ranks"), outputs=("rank*",), processes=4)
+    write_step(cluster.run_dir / "steps" / "two", step, "")
+    asked = of_kind(Launch(slurm_per_step={"stage1": {"nodes": 2}}), "stage1", 4)
+    assert asked["gpus_per_node"] == gpus_of(asked, 4) == 2
+    work = StepJob(cluster.run_dir, "two", (), gpus_of(asked, 4), 2, "torchrun")
+    Submitter("small", Chain(cluster.run_dir)).submit(work, "two", asked, None)
+    cluster.wait()
+    assert cluster.names()["two"]["state"] == "COMPLETED", cluster.said()
+    assert sorted(path.name for path in cluster.run_dir.glob("rank*")) == [
+        "rank0", "rank1", "rank2", "rank3",
+    ]  # fmt: skip
+    assert [event["state"] for event in cluster.events("two")] == ["running", "done"]
+    assert "kill-on-bad-exit" in cluster.names()["two"]["srun"]
+
+
+def test_what_a_killed_submission_has_submitted_is_not_submitted_twice(cluster, monkeypatch):
+    cluster.environment["FAKE_HOLD"] = "goes on"
+    assert cluster.law_run().returncode == 0
+    cluster.until(lambda: cluster.names()["world"]["state"] == "COMPLETED")
+    here(cluster, monkeypatch)
+    monkeypatch.setenv("FAKE_HOLD", "small")
+    script = cluster.slurm / "killed.sh"
+    script.write_text("#SBATCH --job-name='small killed'\n")
+    subprocess.run(["sbatch", script], check=True)
+    Chain(cluster.run_dir).add("3", f"features {CLIP}")
+    run.go_on(cluster.run_dir, None, False, frozenset("1"))
+    jobs = cluster.names()
+    assert f"features {CLIP}" not in jobs
+    assert jobs["c-score"]["asked"]["dependency"] == f"afterok:3:{jobs[f'features {DINO}']['id']}"
+    last = cluster.jobs()[-1]
+    assert last["name"] == "small goes on"
+    assert last["asked"]["dependency"].startswith("afterany:3:")
+    # and the job that handed over does nothing more when it is queued again
+    monkeypatch.setenv("SLURM_JOB_ID", "2")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    GoOn(cluster.run_dir, None, False, ("1",), begin=None)()
+
+
+def here(cluster, monkeypatch) -> None:
+    """This process sees the cluster, and `law` in steps is stub_law.py."""
+    for name in ("PATH", "FAKE_SLURM", "FAKE_SLOTS"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    for module in (graph, step_module):
+        monkeypatch.setattr(module, "law", lambda *words: (str(HERE / "stub_law.py"), *words))
+
+
+@pytest.mark.parametrize(
+    ("time", "wanted"),
+    [(90, 90), ("90:01", 91), ("1:30:00", 90), ("1-6", 1800), ("1-6:30", 1830), ("0-0:0:59", 1)],
+)
+def test_times_are_those_of_slurm(time, wanted):
+    assert minutes(time) == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus"),
+    [({}, 8), ({"gpus_per_node": 0}, 0), ({"gres": "gpu:a100:8"}, 8), ({"gpus_per_node": 4}, 4)],
+)
+def test_gpus_are_asked_for_as_the_yaml_says(asked, gpus):
+    made = of_kind(Launch(slurm=asked), "stage2", 8)
+    assert gpus_of(made, 8) == gpus
+    assert made.get("gpus_per_node") == (None if "gres" in asked or not gpus else gpus)
 
 
 @pytest.mark.parametrize(
