@@ -244,7 +244,7 @@ def posterior(
     )
 
 
-def scale_weights(x, y, prior: Prior, scale: np.ndarray) -> np.ndarray:
+def scale_weights(x: np.ndarray, y: np.ndarray, prior: Prior, scale: np.ndarray) -> np.ndarray:
     """[..., G] posterior of the scales [..., G]: p(y | s) without offset and coefficients.
 
     y [..., k]. The misfit of y / s is a quadratic in 1 / s, so it costs three numbers per y.
@@ -263,7 +263,7 @@ def scale_weights(x, y, prior: Prior, scale: np.ndarray) -> np.ndarray:
     return weight / weight.sum(-1, keepdims=True)
 
 
-def coefficients(x: np.ndarray, prior: Prior):
+def coefficients(x: np.ndarray, prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Posterior of (off / s, w) [P] given s: covariance, and mean = fixed + gain @ y / s."""
     inputs = np.insert(x, 0, 1.0, 1)
     prior_precision = np.zeros((inputs.shape[1],) * 2)
