@@ -6,7 +6,7 @@ the mean of the towers' cosines: a row of equal weights.
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from C_score.sources import Features
 from llava import catalog
 from llava.errors import UsageError
 from llava.model.multimodal_encoder.known import towers
-from llava.model.multimodal_encoder.registry import resolve
+from llava.model.multimodal_encoder.registry import named_in, resolve
 
 LARGEST = 14
 """Towers of which all combinations are scored: 16,383 of them."""
@@ -38,14 +38,22 @@ def membership(subsets: Sequence[Sequence[int]], count: int) -> np.ndarray:
     return members_ST
 
 
-def joined_name(parts: Sequence[Features]) -> str:
+def joined_name(parts: Sequence[Features], replace: Mapping[str, str] | None = None) -> str:
     """What results tables call the concatenation of `parts`: their names joined by '.'.
 
-    The size of a part is left out where the registry would choose it anyway. Weights read from
-    elsewhere may have a size that the registry refuses; then every part keeps its own name.
+    The size of a part is left out where the registry would choose it anyway. `replace` maps towers
+    to where their weights were read from; weights from elsewhere that it does not name may have a
+    size that the registry refuses, and then every part keeps its own name.
     """
     names = [part.representation for part in parts]
-    if all(re.split("[@:]", name)[0] in towers() for name in names):
+    used = named_in(".".join(names), replace or {})
+    if all(_tower(name) in towers() or _tower(name) in used for name in names):
         with contextlib.suppress(UsageError):
-            names = [resolve([part.sized for part in parts], grid_align="interpolate").name]
+            sized = [part.sized for part in parts]
+            names = [resolve(sized, grid_align="interpolate", replace=used).name]
     return catalog.representation_id(".".join(names))
+
+
+def _tower(name: str) -> str:
+    """A tower's name without size and settings."""
+    return re.split("[@:]", name)[0]

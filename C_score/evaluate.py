@@ -97,7 +97,8 @@ def evaluate(pairs: PairSet, request: Request) -> list[Report]:
         )
         run = Run(protocol, categories)
         for row, i in enumerate(rows):
-            found[i] = Report(run, row, names[i], [towers[t] for t in subsets[i]])
+            parts = [towers[t] for t in subsets[i]]
+            found[i] = Report(run, row, names[i], parts, request.replace)
     return [found[i] for i in range(len(subsets))]
 
 

@@ -2,8 +2,8 @@
 
 import functools
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -65,11 +65,13 @@ class Report:
     model: str
     """As the user wrote it; for a combination the towers' names joined by '+'."""
     towers: Sequence[Features]
+    replace: Mapping[str, str] = field(default_factory=dict)
+    """A tower's name -> where the weights of its features were read from."""
 
     @functools.cached_property
     def representation(self) -> str:
         """What results tables call it."""
-        return joined_name(self.towers)
+        return joined_name(self.towers, self.replace)
 
     @property
     def protocol(self) -> str:

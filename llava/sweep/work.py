@@ -21,6 +21,7 @@ from llava.sweep.digests import FileState, states_of
 from llava.sweep.launchers import Nodes, words
 from llava.sweep.ledger import Entry, Ledger
 from llava.sweep.step import Step
+from llava.sweep.table import check_rows
 
 logger = get_logger("run")
 
@@ -157,6 +158,8 @@ def _judge(step: Step, run_dir: Path, folder: Path, code: int) -> tuple[str, dic
         return _error(folder, code), {}
     try:
         names = outputs(step, run_dir)
+        if step.rows:
+            check_rows(run_dir / step.rows, step.measures)
         return "", states_of(run_dir, names)
     except (LawError, OSError) as error:
         return str(error), {}

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from made_pairs import random_maps, random_set, tower
+from tiny_world.encoders import save_encoder
 
 from C_score.combinations import all_combinations, joined_name, membership
 from C_score.matching import Match
 from C_score.score import Options, score
 from C_score.sources import FileFeatures
 from llava.errors import UsageError
+from llava.model.multimodal_encoder.registry import resolve
 
 
 def test_every_subset_once():
@@ -61,3 +63,16 @@ def test_names_in_results_tables(parts, expected, tmp_path):
     """Those that training and the law use."""
     found = [FileFeatures("x", part, 16, 8, "", "external", tmp_path) for part in parts]
     assert joined_name(found) == expected
+
+
+def test_towers_whose_weights_are_elsewhere_are_named_as_in_training(tmp_path):
+    """A size that the combination gives a tower anyway is no part of the name."""
+    folder = tmp_path / "towers" / "mine"
+    save_encoder(folder, "clip_vision_model")  # a grid of 4 x 4
+    parts = ["tiny/clip", "facebook/dinov2-large@56"]
+    found = [FileFeatures("x", part, 4, 8, "", "external", tmp_path) for part in parts]
+    replace = {"tiny/clip": str(folder), "not/used": "elsewhere"}
+    assert joined_name(found) == "tiny/clip.facebook/dinov2-large@56"
+    assert joined_name(found, replace) == "tiny/clip.facebook/dinov2-large"
+    meant = resolve(parts, replace={"tiny/clip": str(folder)})
+    assert joined_name(found, replace) == meant.name

@@ -162,6 +162,15 @@ def test_a_step_that_leaves_too_little_has_failed(sweep):
     assert f"world: it left no {sweep.run_dir / 'map.txt'}" in failed.stderr
 
 
+def test_a_number_under_another_name_is_no_result(sweep):
+    """It would be lost to the law without a word."""
+    failed = sweep.run(STUB_RENAMES="facebook/dinov2-large")
+    assert failed.returncode == 1
+    table = sweep.run_dir / "c_score" / "results.csv"
+    told = f"{table}: no row of facebook/dinov2-large; rows of others: facebook/dinov2-large@1"
+    assert told in failed.stderr
+
+
 def test_the_stand_in_writes_real_tables():
     assert runpy.run_path(str(STUB))["COLUMNS"] == COLUMNS
 
