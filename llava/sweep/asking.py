@@ -22,9 +22,11 @@ CPUS = 8
 """For each process of a step: a reader of data or two, and its own."""
 GPUS = ("gpus_per_node", "gpus_per_task", "gres")
 """Parameters that ask for GPUs; one that the YAML has stands in the place of ours."""
+MOST = "most_jobs"
+"""Of launch.slurm, beside submitit's parameters: steps that are in the queue at once, at most."""
 OF_WORK = (
     *(*GPUS, "nodes", "exclusive", "time", "timeout_min", "cpus_per_task", "cpus_per_gpu"),
-    *("mem", "mem_gb", "mem_per_cpu", "mem_per_gpu"),
+    *("mem", "mem_gb", "mem_per_cpu", "mem_per_gpu", MOST),
 )
 """What the YAML asks for all steps and the job that goes on does not need."""
 OURS = ("dependency", "tasks_per_node", "ntasks_per_node")
@@ -40,6 +42,9 @@ def checked(config: SweepConfig) -> Iterator[dict[str, Any]]:
     launch = config.launch
     kinds = [*KINDS, *(step.name for step in (*config.prepare, *config.finish))]
     _refuse_ours("launch.slurm", launch.slurm)
+    most = most_jobs(launch)
+    if most is not None and (type(most) is not int or most < 1):
+        raise UsageError(f"launch.slurm: {MOST}: expected 1 or more, got {most}")
     for kind, flags in launch.slurm_per_step.items():
         if kind not in kinds:
             raise UsageError(f"launch.slurm_per_step: {unknown_name('kind of step', kind, kinds)}")
@@ -52,6 +57,11 @@ def checked(config: SweepConfig) -> Iterator[dict[str, Any]]:
             yield of_kind(launch, kind, launch.gpus_per_step.get(kind, 1) if in_sweep else 1)
 
 
+def most_jobs(launch: Launch) -> int | None:
+    """Steps that may be in the queue at once; None for any number."""
+    return launch.slurm.get(MOST)
+
+
 def _refuse_ours(where: str, flags: Iterable[str]) -> None:
     for name in OURS:
         if name in flags:
@@ -60,7 +70,7 @@ def _refuse_ours(where: str, flags: Iterable[str]) -> None:
 
 def of_kind(launch: Launch, kind: str, processes: int) -> dict[str, Any]:
     """Parameters of the job of a step of so many processes, the YAML's over ours."""
-    own = _minutes(launch.slurm | launch.slurm_per_step.get(kind, {}))
+    own = _submitits(launch.slurm | launch.slurm_per_step.get(kind, {}))
     nodes = own.get("nodes") or 1
     if nodes != 1:
         _check_nodes(launch, kind, processes, nodes)
@@ -77,7 +87,7 @@ def of_kind(launch: Launch, kind: str, processes: int) -> dict[str, Any]:
 def of_going_on(launch: Launch) -> dict[str, Any]:
     """Parameters of the job that goes on: small, and without GPUs."""
     own = {name: value for name, value in launch.slurm.items() if name not in OF_WORK}
-    own |= _minutes(launch.slurm_per_step.get(GO_ON, {}))
+    own |= _submitits(launch.slurm_per_step.get(GO_ON, {}))
     return _whole({"cpus_per_task": 1, "timeout_min": GO_ON_MINUTES} | own, 1)
 
 
@@ -112,9 +122,9 @@ def _check_nodes(launch: Launch, kind: str, processes: int, nodes: int) -> None:
         )
 
 
-def _minutes(flags: dict[str, Any]) -> dict[str, Any]:
-    """`time` in any of Slurm's forms as submitit's minutes."""
-    made = dict(flags)
+def _submitits(flags: dict[str, Any]) -> dict[str, Any]:
+    """The YAML's as submitit has them: `time`, in any of Slurm's forms, in minutes."""
+    made = {name: value for name, value in flags.items() if name != MOST}
     if "time" in made:
         made["timeout_min"] = minutes(made.pop("time"))
     return made

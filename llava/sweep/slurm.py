@@ -12,7 +12,7 @@ from typing import Any
 
 from llava.errors import LawError, UsageError
 from llava.log import get_logger
-from llava.sweep.asking import checked, gpus_of, of_going_on, of_kind
+from llava.sweep.asking import MOST, checked, gpus_of, most_jobs, of_going_on, of_kind
 from llava.sweep.chain import NO_STEP, Chain, state, submitit
 from llava.sweep.config import SweepConfig
 from llava.sweep.engine import Engine
@@ -82,11 +82,12 @@ class Slurm(Engine):
 
     def _take(self, stage: list[Step]) -> bool:
         steps = [step for step in stage if not step.left_out]
+        most = most_jobs(self.launch) or len(steps) + len(self._queued)
         for step in steps:
             if step.name in self._queued:  # by a job that was killed while it submitted
                 self._fingerprint(step)
                 self.standing.put(step.name, "submitted")
-            elif not self._settled(step, stage) and self._ready(step):
+            elif not self._settled(step, stage) and self._ready(step) and len(self._queued) < most:
                 self._submit(step)
         if not any(step.name in self._queued for step in steps):
             return True
@@ -174,8 +175,10 @@ class Submitter:
             try:
                 job = self.executor(step, asked, after).submit(work)
             except (RuntimeError, OSError) as error:
-                told = f"Slurm takes no job for {step or 'what follows'}: {error}"
-                raise LawError(told) from error
+                raise LawError(
+                    f"Slurm takes no job for {step or 'what follows'}, so that all are cancelled: "
+                    f"{error}; where too many are in the queue, set launch.slurm.{MOST}"
+                ) from error
         self._made.append(job)
         self._chain.add(job.job_id, step)
         return job.job_id

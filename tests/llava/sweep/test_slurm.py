@@ -182,6 +182,7 @@ def waited_for_what_it_reads(cluster) -> None:
     assert goes_on[1]["asked"]["dependency"].count(":") == 7
 
 
+@pytest.mark.slow
 def test_a_failing_step_blocks_what_depends_on_it_and_is_not_tried_again(cluster):
     first = cluster.law_run(STUB_FAIL="train stage1/facebook")
     assert first.returncode == 0
@@ -250,9 +251,22 @@ def test_a_job_that_slurm_refuses_takes_the_others_with_it(cluster):
     cluster.change("prepare:", "prepare:\n  - {name: first, command: prepare a}")
     failed = cluster.law_run(FAKE_REFUSE="world", STUB_SLEEP="30")
     assert failed.returncode == 1
-    assert "Slurm takes no job for world: sbatch: error" in failed.stderr
-    assert "QOS policy" in failed.stderr
+    assert "Slurm takes no job for world, so that all are cancelled: sbatch:" in failed.stderr
+    assert "QOS policy; where too many are in the queue, set launch.slurm.most" in failed.stderr
     assert [job["state"] for job in cluster.jobs()] == ["CANCELLED"]
+
+
+def test_no_more_jobs_than_may_be_in_the_queue(cluster):
+    """What is left is submitted by the job that goes on, before the next stage."""
+    steps = "".join(f"  - {{name: s{n}, command: prepare {n}, after: []}}\n" for n in range(3))
+    cluster.change("prepare:\n", f"prepare:\n{steps}")
+    cluster.change("partition: gpu", "most_jobs: 3")
+    first = cluster.law_run(STUB_FAIL="features")
+    assert "submitted: 3 jobs (1, 2, 3)" in first.stdout, first.stderr
+    assert cluster.states()["world"] == "waiting"
+    cluster.until(lambda: "world" in cluster.names())
+    assert cluster.names()["world"]["id"] == "5"
+    assert cluster.names()["goes on"]["asked"]["dependency"] in ("afterany:1:2:3", "afterany:5")
 
 
 def test_without_slurm_or_submitit_it_says_what_to_type(cluster, monkeypatch):
@@ -304,7 +318,7 @@ def test_what_a_killed_submission_has_submitted_is_not_submitted_twice(cluster, 
     run.go_on(cluster.run_dir, None, False, frozenset("1"))
     jobs = cluster.names()
     assert f"features {CLIP}" not in jobs
-    assert jobs["c-score"]["asked"]["dependency"] == f"afterok:3:{jobs[f'features {DINO}']['id']}"
+    assert jobs["c-score"]["asked"]["dependency"] == f"afterok:{jobs[f'features {DINO}']['id']}:3"
     last = cluster.jobs()[-1]
     assert last["name"] == "small goes on"
     assert last["asked"]["dependency"].startswith("afterany:3:")
@@ -346,6 +360,7 @@ def test_gpus_are_asked_for_as_the_yaml_says(asked, gpus):
         ("c-score: {", "stage_1: {", "unknown kind of step 'stage_1'; did you mean 'stage1'"),
         ("partition: gpu", "partitions: gpu", "launch.slurm: Unknown argument 'partitions'"),
         ("partition: gpu", "dependency: x", "dependency is for the sweep to say"),
+        ("partition: gpu", "most_jobs: 0", "most_jobs: expected 1 or more, got 0"),
         ("1-12", "one day", "time: one day; expected minutes"),
         ("c-score: {", "stage1: {nodes: 3, ", "is 4, all nodes together; expected a multiple of 3"),
         ("c-score: {", "evaluate: {nodes: 2, ", "nodes: 2 for evaluate, which runs on one"),
