@@ -20,6 +20,7 @@ from llava.log import progress
 from llava.model.multimodal_encoder.preprocess import pixels
 from llava.model.multimodal_encoder.registry import resolve
 from tiny_world.encoders import IMAGENET
+from tiny_world.schedule import one_cycle
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 EYE = {"num_hidden_layers": 4, "patch_size": 8, **SHAPE}
@@ -30,7 +31,6 @@ PAD, BEGIN, FIRST_WORD = 0, 1, 3
 whose end mark is the largest id."""
 BATCH = 64
 RATE = 2e-3
-WARM_UP = 0.1
 
 
 def save_trained_encoder(
@@ -94,9 +94,7 @@ def _train(
     model: CLIPModel, seen: torch.Tensor, ids: torch.Tensor, steps: int, rng: random.Random
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=steps, pct_start=WARM_UP, cycle_momentum=False
-    )
+    schedule = one_cycle(optimizer, RATE, steps)
     model.train()
     for _ in progress(range(steps), "vision tower"):
         rows = rng.sample(range(len(ids)), min(BATCH, len(ids)))

@@ -20,12 +20,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llava.log import progress
 from llava.tokenization import load_tokenizer, text_encoder
 from tiny_world.scenes import PLACES, Scene, imagine
+from tiny_world.schedule import one_cycle
 from tiny_world.texts import caption, notes, some_questions
 
 WIDTH, LAYERS, HEADS = 96, 3, 4
 BATCH = 32
 RATE = 3e-3
-WARM_UP = 0.1
 START = {"weights": 0.08, "embeddings": 0.5}
 """Standard deviations at the start. With transformers' 0.02 the model hardly learns to look back at
 what it was told within the steps taken here."""
@@ -165,9 +165,7 @@ def _train(model: LlamaForCausalLM, stories: list[Story], bos: int, eos: int) ->
     trained += [pieces.embeddings, pieces.head]
     optimizer = torch.optim.AdamW(trained, RATE, betas=(0.9, 0.95), weight_decay=0.01)
     steps = len(stories) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=steps, pct_start=WARM_UP, cycle_momentum=False
-    )
+    schedule = one_cycle(optimizer, RATE, steps)
     for step in progress(range(steps), "language model"):
         told, labels = _batch(stories[step * BATCH : (step + 1) * BATCH], pieces)
         given = told @ pieces.embeddings

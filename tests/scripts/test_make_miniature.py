@@ -15,6 +15,7 @@ from repository import ROOT
 from tiny_world.contrast import look, read, save_trained_encoder, vocabulary
 from tiny_world.records import captions
 from tiny_world.scenes import COLOURS, SHAPES, imagine
+from tiny_world.schedule import one_cycle
 from tiny_world.texts import caption, questions
 
 from C_score.datasets import read_pairs
@@ -169,6 +170,20 @@ def test_refused(made):
     """A folder that is there already."""
     with pytest.raises(UsageError, match="is there already"):
         make_miniature(["world", "--out", str(made / "world")])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 250])
+def test_rates_of_learning(steps):
+    """As high as asked for and back to almost nothing, in however few steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    schedule = one_cycle(optimizer, 1.0, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step() if len(rates) < steps else None
+    assert all(0 < rate <= 1 for rate in rates)
+    assert steps < 20 or (max(rates) > 0.99 and rates[-1] < 1e-3)
 
 
 @pytest.mark.slow
