@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # bash run.sh [--hub]           install, then run configs/quickstart.yaml; --hub: encoders of the hub
+# bash run.sh miniature         install, then run configs/miniature.yaml, the whole experiment, small
 # bash run.sh install [--eval]  only install; --eval: with lmms-eval
 # bash run.sh test [--fast]     install, lint, test; --fast leaves out the slow tests
 #
@@ -8,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-usage() { sed -n '2,4s/^# //p' run.sh >&2; exit 2; }
+usage() { sed -n '2,5s/^# //p' run.sh >&2; exit 2; }
 
 find_python() {
   local name
@@ -107,6 +108,13 @@ quickstart() {
   exec law run "$1"
 }
 
+miniature() {
+  install_package eval
+  install_lmms_eval
+  install_examples encoders
+  exec law run configs/miniature.yaml
+}
+
 run_tests() {
   local selection=()
   [ "${1:-}" = --fast ] && selection=(-m "not slow and not gpu")
@@ -127,6 +135,7 @@ run_tests() {
 case "${1:-}" in
   "") enter_environment; quickstart configs/quickstart.yaml ;;
   --hub) enter_environment; quickstart configs/quickstart_hub.yaml ;;
+  miniature) enter_environment; miniature ;;
   install) install_only "${2:-}" ;;
   test) enter_environment; run_tests "${2:-}" ;;
   *) usage ;;

@@ -153,4 +153,5 @@ def test_run_sh_says_how_it_is_called(words, tmp_path):
     assert found.returncode == 2
     assert "bash run.sh test [--fast]" in found.stderr
     assert "bash run.sh install [--eval]" in found.stderr
+    assert "bash run.sh miniature" in found.stderr
     assert found.stdout == ""
