@@ -6,8 +6,9 @@ told of is then done again.
 
 import fcntl
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,8 +32,10 @@ class Entry:
     Attributes:
         fingerprint: of the last attempt.
         state: `done`, `failed` or `running` (begun, and no end was written).
+        gpus: that the last attempt took, on all nodes.
         job: of a cluster, that the last attempt was made in.
         outputs: what it left, by path below the run folder, where it is done.
+        done: fingerprint -> outputs, of every attempt that came to a good end.
         costs: seconds, CPU seconds and GPU hours of all attempts, those that were killed included.
         peaks: bytes, the largest of all attempts.
     """
@@ -41,33 +44,69 @@ class Entry:
     state: str = ""
     began: str = ""
     error: str = ""
-    processes: int = 1
+    gpus: int = 0
     job: str = ""
     outputs: dict[str, FileState] = field(default_factory=dict)
+    done: dict[str, dict[str, FileState]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COSTS, 0.0))
     peaks: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(PEAKS))
 
     def take(self, event: dict[str, Any]) -> None:
-        """Brings it up to date; ValueError, KeyError or TypeError for what is no event."""
+        """Brings it up to date; ValueError, KeyError or TypeError for what is no event.
+
+        An end tells again what the beginning has told, so that either line may be lost.
+        """
         state = event["state"]
         if state not in ("running", "submitted", "done", "failed", "lost"):
             raise ValueError(f"state {state!r}")
         if state == "submitted":  # nothing was tried yet
             return
         outputs = {name: FileState.read(one) for name, one in event.get("outputs", {}).items()}
-        costs = {name: float(event.get(name) or 0) for name in COSTS}
+        costs = {name: _number(event, name) for name in COSTS}
+        peaks = {name: _whole(event, name) for name in PEAKS}
+        before = Entry(fingerprint=event["fingerprint"]) if state == "running" else self
+        fingerprint = _text(event, "fingerprint", before.fingerprint)
+        job = _text(event, "job", before.job)
+        gpus = before.gpus if event.get("gpus") is None else _whole(event, "gpus")
+        error = _text(event, "error", "")
+        if state == "lost" and "gpu_hours" not in event:
+            costs["gpu_hours"] = costs["seconds"] * gpus / 3600
         if state == "running":
-            self.fingerprint = event["fingerprint"]
-            self.began, self.processes = event["when"], int(event.get("processes", 1))
-            self.job = str(event.get("job", ""))
+            datetime.fromisoformat(event["when"])
+            self.began = event["when"]
+        # all of it is sound
+        self.fingerprint, self.job, self.gpus = fingerprint, job, gpus
         for name in COSTS:
             self.costs[name] += costs[name]
         for name in PEAKS:
-            told = [n for n in (self.peaks[name], event.get(name)) if n is not None]
+            told = [n for n in (self.peaks[name], peaks[name]) if n is not None]
             self.peaks[name] = max(told, default=None)
         self.state = "failed" if state == "lost" else state
-        self.error = str(event.get("error", ""))
+        self.error = error
         self.outputs = outputs
+        if state == "done":
+            self.done[self.fingerprint] = outputs
+
+
+def _text(event: Mapping[str, Any], name: str, default: str) -> str:
+    value = event.get(name, default)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected text, got {value!r}")
+    return value
+
+
+def _number(event: Mapping[str, Any], name: str) -> float:
+    value = event.get(name) or 0
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a number, got {value!r}")
+    return float(value)
+
+
+def _whole(event: Mapping[str, Any], name: str) -> int | None:
+    value = event.get(name)
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError(f"{name}: expected a whole number, got {value!r}")
+    return value
 
 
 class Ledger:
