@@ -21,25 +21,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llava.config import build, to_plain
-from llava.errors import LawError, UsageError
+from llava.errors import LawError
 from llava.files import read_json, write_bytes, write_json
 
 FORMAT = "law a-score dump 1"
 IMAGES = "images.json"
 MANIFEST = "manifest.json"
-LONGEST = 200
-"""Bytes of a folder's name; file systems take 255."""
 REMEDY = "move it away, and dump again"
 SAME_SOURCE = ("kind", "task")
 """What two sources must share, besides the images themselves, which may have moved."""
-
-
-def folder_name(name: str) -> str:
-    """A name as that of a folder, without what stands before a local path; UsageError for none."""
-    folder = name.lstrip("./").replace("/", "--")
-    if not folder or len(folder.encode()) > LONGEST or "\0" in folder:
-        raise UsageError(f"'{name}' makes no name of a folder; give another one with --as NAME")
-    return folder
 
 
 @dataclass(frozen=True)

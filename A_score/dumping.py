@@ -21,7 +21,6 @@ from A_score.dumped import (
     MANIFEST,
     DrawnImages,
     Manifest,
-    folder_name,
     is_sound,
     read_tokens,
     write_tokens,
@@ -32,7 +31,7 @@ from llava.data.stored import StoredFeatures
 from llava.errors import LawError, UsageError
 from llava.eval.image_sources import Drawn, ImageSource, draw
 from llava.features import DTYPES, library_versions
-from llava.files import ensure_writable, write_bytes
+from llava.files import ensure_writable, folder_name, write_bytes
 from llava.launch import launch
 from llava.log import get_logger, progress
 from llava.model.comparison import dtype_difference

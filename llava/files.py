@@ -1,6 +1,7 @@
 """Files written whole or not at all, and JSON read with an error that names the file."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -10,7 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llava.errors import LawError
+from llava.errors import LawError, UsageError
+
+LONGEST_FOLDER = 200
+"""Bytes of a folder's name; file systems take 255."""
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -36,6 +40,22 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         if isinstance(error, OSError):
             raise LawError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def folder_name(name: str) -> str:
+    """A representation's or a benchmark's name as that of a folder.
+
+    Without what stands before a local path; one that is too long ends in its digest, as those of
+    six towers and more. UsageError for what makes none.
+    """
+    folder = name.lstrip("./").replace("/", "--")
+    if not folder or "\0" in folder:
+        raise UsageError(f"'{name}' makes no name of a folder; give another one with --as NAME")
+    whole = folder.encode()
+    if len(whole) <= LONGEST_FOLDER:
+        return folder
+    digest = hashlib.sha256(whole).hexdigest()[:12]
+    return f"{whole[: LONGEST_FOLDER - 13].decode(errors='ignore')}-{digest}"
 
 
 def ensure_writable(path: str | os.PathLike) -> None:

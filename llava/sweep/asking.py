@@ -6,15 +6,9 @@ from typing import Any
 
 from llava.errors import UsageError, unknown_name
 from llava.sweep.config import Launch, SweepConfig
-from llava.sweep.engine import WITHOUT_GPU
+from llava.sweep.kinds import GO_ON, KINDS, WITHOUT_GPU
 from llava.sweep.launchers import ITSELF, NODES
 
-GO_ON = "continue"
-"""Kind of the small job that submits the next stage."""
-KINDS = (
-    *("features", "train-features", "c-score", "stage1", "nll", "dump", "cosine"),
-    *("propose", "stage2", "evaluate", "report", GO_ON),
-)
 MINUTES = 24 * 60
 """Of a step, where the YAML says nothing; submitit's own 5 would end any training."""
 GO_ON_MINUTES = 60
@@ -40,7 +34,7 @@ def checked(config: SweepConfig) -> Iterator[dict[str, Any]]:
     Raises UsageError for a kind that there is not, and for what a kind cannot have.
     """
     launch = config.launch
-    kinds = [*KINDS, *(step.name for step in (*config.prepare, *config.finish))]
+    kinds = [*KINDS, GO_ON, *(step.name for step in (*config.prepare, *config.finish))]
     _refuse_ours("launch.slurm", launch.slurm)
     most = most_jobs(launch)
     if most is not None and (type(most) is not int or most < 1):

@@ -1,10 +1,12 @@
 """The YAML of a sweep, as dataclasses: representations, language model, data, scores, policy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llava.config import load
+from llava.errors import unknown_name
+from llava.sweep.kinds import FOLDERS, GO_ON, KINDS, SEVERAL
 from llava.sweep.step import StepConfig, check_steps
 
 Flags = dict[str, Any]
@@ -112,11 +114,13 @@ class Policy:
     stage2: Literal["all", "policy"] = "policy"
     """all: everything is finetuned, whatever the policy says; policy: what it proposes."""
     first: list[str] = field(default_factory=list)
-    """With `stage1: policy`, what it is run on before the policy is asked; unset: the encoders."""
+    """With `stage1: policy`, what it is run on before the policy is asked; unset: what is one
+    encoder alone."""
     at_once: int = 1
     """Representations that are finetuned before the policy is asked again."""
     most_stage1: int | None = None
-    """Runs of stage 1 at most; unset: as many as there are representations."""
+    """With `stage1: policy`, representations that get A scores at most, the first ones among them;
+    unset: as many as there are."""
     most_stage2: int | None = None
     flags: Flags = field(default_factory=dict)
     """Of `law policy propose`: tolerance, paper, seed, rank-anyway, ..."""
@@ -128,6 +132,25 @@ class Policy:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
         if self.stage1 == "policy" and self.stage2 == "all":
             raise ValueError("stage1: policy needs stage2: policy; stage 2 begins with a projector")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """Raises ValueError for what would be said in vain."""
+        without_effect = {
+            "stage1": {"first": self.first, "most_stage1": self.most_stage1},
+            "stage2": {
+                "at_once": self.at_once != 1,  # RUN/config.yaml has the defaults, too
+                "most_stage2": self.most_stage2,
+                "flags": self.flags,
+            },
+        }
+        for stage, given in without_effect.items():
+            for name in filter(given.get, given):
+                if getattr(self, stage) == "all":
+                    raise ValueError(
+                        f"{name}: without effect beside {stage}: all; leave it out, or say "
+                        f"{stage}: policy"
+                    )
 
 
 @dataclass(frozen=True)
@@ -155,13 +178,30 @@ class Launch:
     gpus: int | None = None
     """GPUs of this machine that steps share out among them; unset: all that are visible."""
     gpus_per_step: dict[str, int] = field(default_factory=dict)
-    """Kind of step -> GPUs (without GPUs: processes); others take one."""
+    """stage1, nll, dump, stage2, evaluate -> GPUs of such a step (without GPUs: processes); others
+    take one, or none."""
     launcher: Literal["torchrun", "accelerate", "deepspeed"] = "torchrun"
     """What starts the processes of steps that take several."""
     slurm: Flags = field(default_factory=dict)
     """submitit's parameters without their prefix, for every job: partition, time, ..."""
     slurm_per_step: dict[str, Flags] = field(default_factory=dict)
     """Kind of step -> its own over these."""
+
+    def __post_init__(self):
+        if self.at_once < 1:
+            raise ValueError(f"at_once: expected 1 or more, got {self.at_once}")
+        if self.gpus is not None and self.gpus < 0:
+            raise ValueError(f"gpus: expected 0 or more, got {self.gpus}")
+        for kind, processes in self.gpus_per_step.items():
+            if kind in KINDS and kind not in SEVERAL:
+                takes = "one GPU" if KINDS[kind].gpu else "no GPU"
+                raise ValueError(
+                    f"gpus_per_step: {kind} takes {takes}; expected some of {', '.join(SEVERAL)}"
+                )
+            if kind not in KINDS:
+                raise ValueError(f"gpus_per_step: {unknown_name('kind of step', kind, SEVERAL)}")
+            if processes < 1:
+                raise ValueError(f"gpus_per_step: {kind}: expected 1 or more, got {processes}")
 
 
 @dataclass(frozen=True)
@@ -197,9 +237,28 @@ class SweepConfig:
     def __post_init__(self):
         if not self.representations and not self.search:
             raise ValueError("expected `representations` or `search`, what to choose among")
-        check_steps([*self.prepare, *self.finish])
+        self._check_most_stage1()
+        steps = [*self.prepare, *self.finish]
+        self._check_own_names(steps)
+        check_steps(steps)
 
+    def _check_most_stage1(self) -> None:
+        encoders = [*self.representations, *(self.search.encoders if self.search else ())]
+        alone = {name for name in encoders if "+" not in name}
+        first, most = set(self.policy.first) or alone, self.policy.most_stage1
+        if most is not None and len(first) > most:
+            raise ValueError(
+                f"policy: most_stage1: {most}, but {len(first)} get A scores before the policy is "
+                "asked; expected as many or more, or fewer names in `first`"
+            )
 
-def load_sweep(path: Path) -> SweepConfig:
-    """The sweep that a YAML file describes."""
-    return load(SweepConfig, path)
+    def _check_own_names(self, steps: Sequence[StepConfig]) -> None:
+        for step in steps:
+            if step.name in (*KINDS, GO_ON):
+                raise ValueError(
+                    f"step '{step.name}': the sweep has steps of that name; give it another one"
+                )
+            if step.folder and Path(step.folder).parts[0] in FOLDERS:
+                raise ValueError(
+                    f"{step.name}: folder '{step.folder}' is the sweep's own; expected another one"
+                )

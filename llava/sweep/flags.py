@@ -5,9 +5,9 @@ from typing import Any
 
 
 def words(flags: Mapping[str, Any]) -> list[str]:
-    """`--name value`; true stands alone, false and null are left out, a list is repeated."""
+    """`--name value`, sorted; true stands alone, false and null are out, a list is repeated."""
     made: list[str] = []
-    for name, value in flags.items():
+    for name, value in sorted(flags.items()):
         for item in value if isinstance(value, list) else [value]:
             if item is True:
                 made.append(f"--{name}")
@@ -17,9 +17,9 @@ def words(flags: Mapping[str, Any]) -> list[str]:
 
 
 def train_words(flags: Mapping[str, Any]) -> list[str]:
-    """As `law train` takes them: `--bf16 True`, and all items of a list behind one name."""
+    """As `law train` takes them, sorted: `--bf16 True`, all items of a list behind one name."""
     made: list[str] = []
-    for name, value in flags.items():
+    for name, value in sorted(flags.items()):
         if value is not None:
             items = value if isinstance(value, list) else [value]
             made += [f"--{name}", *map(_text, items)]

@@ -9,18 +9,21 @@ Later steps depend on what earlier ones found, so the graph is grown in stages (
 each is a list of steps, and the next one is asked for when all of it has come to an end.
 """
 
+import glob
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llava import catalog
 from llava.errors import LawError
-from llava.files import read_json
+from llava.files import folder_name, read_json
 from llava.model.multimodal_encoder.frames import frame_of
 from llava.sweep.config import Flags, SweepConfig
 from llava.sweep.flags import aliases, train_words, words
-from llava.sweep.space import Candidate, candidates, extra_names, names
+from llava.sweep.space import Candidate, awaited, candidates, names, references
 from llava.sweep.step import Step, file_name, law, listed_steps
 
 TABLE = "results.csv"
@@ -51,12 +54,14 @@ class Sweep:
     Attributes:
         config: the YAML's.
         done: whether the step of this name has come to a good end.
+        were_done: whether these steps, were they in the graph, would be found to be done.
         found: candidates by name, from when `prepare` is done.
         rounds: the policy's proposals until now.
     """
 
     config: SweepConfig
     done: Callable[[str], bool]
+    were_done: Callable[[list[Step]], bool]
     found: dict[str, Candidate] = field(default_factory=dict)
     references: dict[str, Candidate] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
@@ -65,14 +70,18 @@ class Sweep:
     def stages(self) -> Iterator[list[Step]]:
         """Lists of steps; a generator, to be gone on with when the list before has ended."""
         yield self._add(listed_steps(self.config.prepare))
-        self.found = {c.name: c for c in candidates(self.config, names(self.config))}
-        named = candidates(self.config, extra_names(self.config))
-        self.references = {c.name: c for c in named}
+        texts = names(self.config)
+        if not all(self.done(step.name) for step in self._prepared):
+            texts = [text for text in texts if not awaited(self.config, text)]
+            if not texts:
+                return
+        self.found = {c.name: c for c in candidates(self.config, texts)}
+        self.references = {c.name: c for c in references(self.config)}
         if not self.found:
             raise LawError("no representation is left; what each lacks stands above")
         yield self._add(self._scores())
         if self.config.policy.stage2 == "all":
-            yield self._add([s for name in self.found for s in self._finetuning(name)])
+            yield self._add(self._proposed([], list(self.found)))
         else:
             yield from self._proposals()
         yield self._add(self._listed_last())
@@ -80,16 +89,28 @@ class Sweep:
 
     def _add(self, steps: list[Step]) -> list[Step]:
         """Those of the steps that are new, which are remembered."""
-        new = [step for step in steps if step.name not in self._grown]
-        self._grown |= {step.name: step for step in new}
-        return new
+        new = {step.name: step for step in steps if step.name not in self._grown}
+        self._grown |= new
+        return list(new.values())
+
+    def _after_makers(self, steps: list[Step]) -> list[Step]:
+        """The steps, each behind those of `prepare` that make what its command names."""
+        return [replace(step, after=(*self._makers(step), *step.after)) for step in steps]
+
+    def _makers(self, step: Step) -> Iterator[str]:
+        words = " ".join(step.command)
+        for made in self._prepared:
+            places = [made.folder] if made.folder else [Path(o).parts[0] for o in made.outputs]
+            named = (re.search(rf"{re.escape(self._path(p))}(?![\w.-])", words) for p in places)
+            if not places or any(named):  # one that does not say what it makes may make anything
+                yield made.name
 
     def _path(self, relative: str) -> str:
         return str(self.config.run_dir / relative)
 
-    @property
-    def _prepared(self) -> tuple[str, ...]:
-        return tuple(step.name for step in listed_steps(self.config.prepare) if not step.left_out)
+    @cached_property
+    def _prepared(self) -> list[Step]:
+        return [step for step in listed_steps(self.config.prepare) if not step.left_out]
 
     # scores ------------------------------------------------------------------------------------
 
@@ -97,17 +118,20 @@ class Sweep:
         """Features, C of all, and A of those that get it before the policy is asked."""
         steps = [*self._c_features(), self._c_score()]
         if self.config.features:
-            steps += self._training_features(self._with_alignment_first())
-        for name in self._with_alignment_first():
+            steps += self._training_features(self._aligned_first)
+        for name in self._aligned_first:
             steps += self._alignment(name)
-        return steps
+        return self._after_makers(steps)
 
-    def _with_alignment_first(self) -> list[str]:
+    @cached_property
+    def _aligned_first(self) -> list[str]:
+        """What gets its A scores before the policy is asked."""
         policy = self.config.policy
         if policy.stage1 == "all":
             first = list(self.found)
         elif policy.first:
-            first = [c.name for c in candidates(self.config, policy.first)]
+            named = [c.name for c in candidates(self.config, policy.first)]
+            first = [name for name in named if name in self.found]
         else:
             first = [name for name, c in self.found.items() if len(c.representation.parts) == 1]
         return list(dict.fromkeys([*self.references, *first]))
@@ -174,10 +198,10 @@ class Sweep:
             name=name,
             kind=kind,
             command=law(*command, *aliases(used), *words(flags)),
-            after=self._prepared,
             outputs=(listing,),
             listing=listing,
-            inputs=self._outside([images, *(source for _, source in used)]),
+            inputs=self._outside([images]),
+            sources=self._outside(source for _, source in used),
         )
 
     def _c_score(self) -> Step:
@@ -191,7 +215,7 @@ class Sweep:
             name="c-score",
             kind="c-score",
             command=law(*command, *words(c.flags), *models, *aliases(used.items())),
-            after=(*self._prepared, *(f"features {t}" for t in self._towers(self.found))),
+            after=tuple(f"features {t}" for t in self._towers(self.found)),
             outputs=("c_score/c_score.json", "c_score/results.csv"),
             rows="c_score/results.csv",
             measures=tuple(self.found),
@@ -219,9 +243,9 @@ class Sweep:
     def _fed(self, name: str) -> tuple[str, ...]:
         """The steps that a training on a candidate waits for."""
         if not self.config.features:
-            return self._prepared
+            return ()
         steps = [self._fed_by(tower, self._frame(name)) for tower in self._candidate(name).towers]
-        return (*self._prepared, *steps)
+        return tuple(steps)
 
     def _common(self, name: str, flags: Flags) -> Flags:
         """Flags of a training: what it is of, the YAML's over that, where tokens come from."""
@@ -246,9 +270,8 @@ class Sweep:
             after=after,
             outputs=tuple(f"{folder}/{one}" for one in ("config.json", *inside)),
             folder=folder,
-            inputs=self._outside(
-                [self.config.llm, *inputs, *(s for _, s in self._candidate(of).aliases)]
-            ),
+            inputs=self._outside(inputs),
+            sources=self._outside([self.config.llm, *(s for _, s in self._candidate(of).aliases)]),
             representation=of,
             processes=self._processes(kind),
             disposable=kind == "stage2",
@@ -290,7 +313,7 @@ class Sweep:
             kind="dump",
             command=law(*command, *words(cosine.flags)),
             after=(f"stage1 {name}",),
-            outputs=tuple(f"dumps/{b}/{_dump_folder(name)}/*" for b in self._shown()),
+            outputs=tuple(f"dumps/{b}/{_in_pattern(name)}/*" for b in self._shown()),
             inputs=self._outside(cosine.images.values()),
             representation=name,
             processes=self._processes("dump"),
@@ -298,7 +321,7 @@ class Sweep:
 
     def _shown(self) -> list[str]:
         """The folders of the benchmarks whose images the cosine A score looks at."""
-        return [_dump_folder(b) for b in benchmark_ids(self.config.alignment.cosine.benchmarks)]
+        return [_in_pattern(b) for b in benchmark_ids(self.config.alignment.cosine.benchmarks)]
 
     def _cosine(self, name: str) -> Step:
         cosine = self.config.alignment.cosine
@@ -364,9 +387,17 @@ class Sweep:
     def _proposals(self) -> Iterator[list[Step]]:
         """Rounds until the policy says stop, or proposes nothing new."""
         tuned: set[str] = set()
-        aligned = set(self._with_alignment_first())
+        aligned = set(self._aligned_first)
         for number in range(1, 2 * len(self.found) + 2):
             step = self._propose(number, self._in_vain(aligned, tuned))
+            if not self.were_done([step]):
+                # asked anew, as when something was mended or added: what was finetuned in other
+                # rounds is known all the same, and stays in the table
+                earlier = self._finetuned_before(tuned)
+                aligned |= set(earlier)
+                tuned |= set(earlier)
+                yield self._add(self._proposed(earlier, earlier))
+                step = self._propose(number, self._in_vain(aligned, tuned))
             yield self._add([step])
             if not self.done(step.name):
                 return
@@ -378,12 +409,21 @@ class Sweep:
             self.rounds.append(Round(number, step.outputs[0], stage1, stage2, stop, reason))
             if stop or not stage1 + stage2:
                 return
-            steps = self._training_features(stage1) if self.config.features else []
-            steps += [s for name in stage1 for s in self._alignment(name)]
-            steps += [s for name in stage2 for s in self._finetuning(name)]
             aligned |= set(stage1)
             tuned |= set(stage2)
-            yield self._add(steps)
+            yield self._add(self._proposed(stage1, stage2))
+
+    def _finetuned_before(self, tuned: set[str]) -> list[str]:
+        """Candidates whose stage 2 and benchmarks are done, and that no round has named yet."""
+        left = [name for name in self.found if name not in tuned]
+        return [name for name in left if self.were_done(self._proposed([name], [name]))]
+
+    def _proposed(self, stage1: list[str], stage2: list[str]) -> list[Step]:
+        """The steps that give these candidates their A scores, and those their performance."""
+        steps = self._training_features(stage1) if self.config.features else []
+        steps += [step for name in stage1 for step in self._alignment(name)]
+        steps += [step for name in stage2 for step in self._finetuning(name)]
+        return self._after_makers(steps)
 
     def _in_vain(self, aligned: set[str], tuned: set[str]) -> list[str]:
         """Candidates that were tried and failed: to propose them again would lead nowhere."""
@@ -396,6 +436,8 @@ class Sweep:
     def _known(self, answer: Mapping[str, Any], key: str) -> list[str]:
         """Candidates that the policy names."""
         asked = answer.get(key, [])
+        if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
+            raise LawError(f"the policy's {key}: expected a list of names, got {asked!r}")
         unknown = [name for name in asked if name not in self.found]
         if unknown:
             raise LawError(
@@ -433,9 +475,7 @@ class Sweep:
     def _listed_last(self) -> list[Step]:
         """The YAML's own last steps; each waits for everything before."""
         before = tuple(self._grown)
-        return [
-            Step(**{**vars(step), "settled": before}) for step in listed_steps(self.config.finish)
-        ]
+        return [replace(step, settled=before) for step in listed_steps(self.config.finish)]
 
     def _report(self) -> Step:
         command = ["report", "--table", self._path(TABLE), "--a", self.config.alignment.law]
@@ -467,6 +507,6 @@ def _without_unit(name: str) -> str:
     return ":".join(name.split(":")[:2])
 
 
-def _dump_folder(name: str) -> str:
-    """What `law a-score dump` calls the folder of a representation or benchmark."""
-    return name.lstrip("./").replace("/", "--")
+def _in_pattern(name: str) -> str:
+    """The folder that `law a-score dump` makes for a name, in a pattern of outputs."""
+    return glob.escape(folder_name(name))

@@ -13,7 +13,8 @@ from llava.errors import LawError
 from llava.log import get_logger
 from llava.sweep.config import SweepConfig
 from llava.sweep.devices import visible_gpus
-from llava.sweep.engine import WITHOUT_GPU, Engine
+from llava.sweep.engine import Engine
+from llava.sweep.kinds import WITHOUT_GPU
 from llava.sweep.plan import RunConfig
 from llava.sweep.step import Step
 from llava.sweep.work import Work, clear_the_way, write_step

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava.config import save
-from llava.errors import LawError
+from llava.config import read_yaml
+from llava.errors import LawError, UsageError
 from llava.files import write_json
 from llava.log import get_logger
 from llava.provenance import environment
@@ -21,8 +21,9 @@ from llava.sweep.chain import Chain
 from llava.sweep.config import SweepConfig
 from llava.sweep.engine import Engine
 from llava.sweep.here import Here
-from llava.sweep.plan import RunConfig, load_run
+from llava.sweep.plan import RunConfig, load_run, save_run
 from llava.sweep.slurm import Slurm
+from llava.sweep.space import check_names
 from llava.sweep.standing import Standing, counted
 from llava.sweep.step import listed_steps, shown
 from llava.sweep.work import kill_orphans
@@ -80,10 +81,13 @@ def run(
 
     Raises LawError where another run works in the folder, or, at the end, where a step failed.
     """
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    if isinstance(config, SweepConfig):
+        check_names(config)
+    _make(config.run_dir)
     with _alone(config.run_dir):
+        _refuse_another(config)
         Chain(config.run_dir).refuse_while_active()
-        save(config, config.run_dir / CONFIG)
+        save_run(config, config.run_dir / CONFIG)
         write_json(config.run_dir / "environment.json", environment())
         _end_orphans(config.run_dir)
         engine: Engine
@@ -93,6 +97,29 @@ def run(
             engine = Here(config, source, thorough)
         engine.run()
     return _ended(engine)
+
+
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{run_dir}: cannot be made ({error.strerror}); take another --run-dir"
+        ) from error
+
+
+def _refuse_another(config: RunConfig | SweepConfig) -> None:
+    """Raises UsageError where the folder is that of a run of another name."""
+    path = config.run_dir / CONFIG
+    if not path.exists():
+        return
+    found = read_yaml(path)
+    name = found.get("name") if isinstance(found, dict) else None
+    if name != config.name:
+        raise UsageError(
+            f"{config.run_dir}: holds the run '{name}', and this is '{config.name}'; take another "
+            "--run-dir, or give the YAML that name if it is the same run"
+        )
 
 
 def go_on(run_dir: Path, source: Path | None, thorough: bool, ended: frozenset[str]) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.errors import LawError, UsageError
+from llava.errors import LawError, UsageError, unknown_name
 from llava.log import get_logger
-from llava.model.multimodal_encoder.known import families, missing_packages
+from llava.model.multimodal_encoder.known import families, missing_packages, towers
 from llava.model.multimodal_encoder.registry import (
     Representation,
     named_in,
@@ -59,6 +59,21 @@ def combinations(search: Search) -> Iterator[str]:
                 yield "+".join(parts)
 
 
+def references(config: SweepConfig) -> list[Candidate]:
+    """The references of the cosine A score; UsageError for one that cannot be run here.
+
+    A mean over fewer references would be another quantity under the same name.
+    """
+    found = [_candidate(config, text) for text in extra_names(config)]
+    for candidate in found:
+        if missing := _missing(candidate):
+            raise UsageError(
+                f"alignment.cosine.references: {candidate.name} needs {missing}, which is not "
+                "installed; install it, or take another reference"
+            )
+    return found
+
+
 def extra_names(config: SweepConfig) -> list[str]:
     """References of the cosine A score, which may be no candidates."""
     return list(config.alignment.cosine.references) if config.alignment.cosine else []
@@ -86,12 +101,22 @@ def candidates(config: SweepConfig, texts: Sequence[str]) -> list[Candidate]:
 
 def check_names(config: SweepConfig) -> None:
     """Raises UsageError for names that can be seen to be wrong before `prepare` has run."""
-    for text in [*names(config), *extra_names(config)]:
-        if not _awaited(config, text):
-            _candidate(config, text)
+    texts = names(config)
+    known = {_name(config, text) for text in texts}
+    for text in config.policy.first:
+        if _name(config, text) not in known:
+            told = unknown_name("representation of this sweep", text, texts)
+            raise UsageError(f"policy.first: {told}")
+    if not any(awaited(config, text) for text in extra_names(config)):
+        references(config)
 
 
-def _awaited(config: SweepConfig, text: str) -> list[str]:
+def _name(config: SweepConfig, text: str) -> str:
+    """As tables have it, or as the YAML has it where its towers are yet to be made."""
+    return text if awaited(config, text) else _candidate(config, text).name
+
+
+def awaited(config: SweepConfig, text: str) -> list[str]:
     """Towers of a name whose folders are in the run folder and not there yet."""
     return [
         name
@@ -102,19 +127,27 @@ def _awaited(config: SweepConfig, text: str) -> list[str]:
 
 def _candidate(config: SweepConfig, text: str) -> Candidate:
     aliases = named_in(text, config.towers)
-    if awaited := _awaited(config, text):
-        source = aliases[awaited[0]]
+    if lacking := awaited(config, text):
+        source = aliases[lacking[0]]
         raise LawError(f"{text}: {source} is not there; a step of `prepare` must make it")
     flags = config.stage1
-    representation = resolve(
-        text,
-        join=flags.get("mm_vision_join", "channel"),
-        select=flags.get("mm_vision_select_feature"),
-        layer=flags.get("mm_vision_select_layer"),
-        grid_align=flags.get("mm_vision_grid_align", ""),
-        replace=aliases,
-    )
+    asked = {
+        "join": flags.get("mm_vision_join", "channel"),
+        "select": flags.get("mm_vision_select_feature"),
+        "layer": flags.get("mm_vision_select_layer"),
+        "grid_align": flags.get("mm_vision_grid_align", ""),
+    }
+    key = (text, *asked.values())
+    if key in _known:
+        return Candidate(_known[key])
+    representation = resolve(text, replace=aliases, **asked)
+    if all(part.id in towers() for part in representation.parts):
+        _known[key] = representation
     return Candidate(representation, tuple(aliases.items()))
+
+
+_known: dict[tuple, Representation] = {}
+"""Names that were resolved before; only of known towers, for a folder's may change."""
 
 
 def _missing(candidate: Candidate) -> str:

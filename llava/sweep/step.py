@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 
 from llava.errors import unknown_name
+from llava.sweep.kinds import RUNNERS
 
 LONGEST_NAME = 100
 """Characters of a file name that is made of a step's or a representation's."""
@@ -55,9 +56,25 @@ class StepConfig:
                 raise ValueError(
                     f"{self.name}: needs '{need}'; expected a package such as scikit-image"
                 ) from None
-        for output in [*self.outputs, self.folder]:
-            if Path(output).is_absolute() or ".." in Path(output).parts:
-                raise ValueError(f"{self.name}: output '{output}' is not in the run folder")
+        for output in self.outputs:
+            self._check_place("output", output)
+            if any("**" in part and part != "**" for part in Path(output).parts):
+                raise ValueError(
+                    f"{self.name}: output '{output}': expected ** alone between slashes"
+                )
+        if self.folder:
+            self._check_place("folder", self.folder)
+
+    def _check_place(self, what: str, path: str) -> None:
+        parts = Path(path).parts
+        if not parts or Path(path).is_absolute() or ".." in parts:
+            raise ValueError(
+                f"{self.name}: {what} '{path}': expected a path in the run folder, seen from there"
+            )
+        if parts[0] in RUNNERS:
+            raise ValueError(
+                f"{self.name}: {what} '{path}': {parts[0]} is where logs go; expected another place"
+            )
 
     def words(self) -> list[str]:
         """The command line, split as a shell would."""
@@ -65,8 +82,9 @@ class StepConfig:
 
 
 def check_steps(steps: Sequence[StepConfig]) -> None:
-    """Raises ValueError for names that two steps have, and `after` that names none above."""
+    """Raises ValueError for names and folders that two steps share, and for an unknown `after`."""
     above: list[str] = []
+    folders: dict[Path, str] = {}
     for step in steps:
         if step.name in above:
             raise ValueError(f"steps: two are called '{step.name}'; names must differ")
@@ -74,6 +92,14 @@ def check_steps(steps: Sequence[StepConfig]) -> None:
             if name not in above:
                 raise ValueError(f"{step.name}: after: {unknown_name('step above', name, above)}")
         above.append(step.name)
+        if step.folder:
+            for folder, other in folders.items():
+                if folder.is_relative_to(step.folder) or Path(step.folder).is_relative_to(folder):
+                    raise ValueError(
+                        f"{step.name}: folder '{step.folder}' and '{folder}' of {other}: expected "
+                        "folders apart, since each step empties its own"
+                    )
+            folders[Path(step.folder)] = step.name
 
 
 @dataclass(frozen=True)
@@ -107,6 +133,8 @@ class Step:
     """Whether its outputs may be removed when all that wait for it are done."""
     inputs: tuple[str, ...] = ()
     """Files and folders of outside; a change of theirs makes the step run again."""
+    sources: tuple[str, ...] = ()
+    """The same of what may also be on a hub: models and towers."""
     representation: str = ""
     left_out: str = ""
     """Why it is not run at all, if so."""
@@ -120,9 +148,14 @@ class Step:
 
 
 def file_name(name: str) -> str:
-    """A name as part of a file name: `/` becomes `--`, one too long ends in its digest."""
-    plain = "".join(c if c.isalnum() or c in "-_.@" else "-" for c in name.replace("/", "--"))
-    if len(plain) <= LONGEST_NAME and plain.strip("."):
+    """A name as a file name that no other has: `/` becomes `--` and a space `+`.
+
+    One that is too long, or could not be told from another, ends in its digest.
+    """
+    plain = name.replace("/", "--").replace(" ", "+")
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.@+") else "-" for c in plain)
+    same = plain.replace("--", "/").replace("+", " ") == name
+    if same and len(plain) <= LONGEST_NAME and plain.strip("."):
         return plain
     return f"{plain[: LONGEST_NAME - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 

@@ -1,6 +1,7 @@
 """One step in its own process: its command, its environment, what it left and what it cost."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from llava.exits import PEAK_VARIABLE
 from llava.files import read_json, write_json
 from llava.log import get_logger
 from llava.sweep.digests import FileState, states_of
+from llava.sweep.fingerprint import same_folder
 from llava.sweep.launchers import Nodes, words
 from llava.sweep.ledger import Entry, Ledger
 from llava.sweep.step import Step
@@ -259,25 +261,52 @@ def clear_the_way(run_dir: Path, step: Step, entry: Entry, fingerprint: str) -> 
     if not step.folder:
         return
     if not entry.state:
-        set_aside(run_dir, step.folder, "the ledger does not know it")
-    elif entry.fingerprint != fingerprint:
-        set_aside(run_dir, step.folder, "it was made of something else")
+        set_aside(run_dir, step.folder, "", "the ledger does not know it")
+    elif not same_folder(entry.fingerprint, fingerprint):
+        set_aside(run_dir, step.folder, entry.fingerprint, "it was made of something else")
+    elif not step.resumes and fingerprint in entry.done:
+        set_aside(run_dir, step.folder, "", "it is no longer whole")
     elif not step.resumes:
         shutil.rmtree(run_dir / step.folder, ignore_errors=True)
 
 
-def set_aside(run_dir: Path, folder: str, why: str) -> None:
-    """Moves a step's folder to `set-aside`, where nothing reads it; nothing is deleted."""
+def set_aside(run_dir: Path, folder: str, fingerprint: str, why: str) -> None:
+    """Moves a step's folder to `set-aside`, where nothing reads it; nothing is deleted.
+
+    Under its `fingerprint` it is found again (`bring_back`); without one it is not.
+    """
     place = run_dir / folder
     if not place.exists():
         return
-    base = run_dir / "set-aside" / folder.replace("/", "--")
-    number = 1
-    while (target := base.with_name(f"{base.name}.{number}")).exists():
-        number += 1
+    first = _aside(run_dir, folder, fingerprint)
+    others = (first.with_name(f"{first.name}.{number}") for number in itertools.count(1))
+    free = itertools.chain([first] if fingerprint else [], others)
+    target = next(path for path in free if not path.exists())
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(place, target)
     logger.warning("%s is set aside as %s: %s", place, target, why)
+
+
+def bring_back(run_dir: Path, step: Step, entry: Entry, fingerprint: str) -> bool:
+    """Puts the folder that the step left under this fingerprint back in its place, if it is there.
+
+    What stands there now is set aside in its turn. Without a folder of its own, whether what it
+    left may still be there.
+    """
+    if not step.folder or same_folder(entry.fingerprint, fingerprint):
+        return not step.folder
+    kept = _aside(run_dir, step.folder, fingerprint)
+    if not kept.is_dir():
+        return False
+    set_aside(run_dir, step.folder, entry.fingerprint, "it was made of something else")
+    shutil.move(kept, run_dir / step.folder)
+    logger.info("%s is back: it was made of just this", run_dir / step.folder)
+    return True
+
+
+def _aside(run_dir: Path, folder: str, fingerprint: str) -> Path:
+    end = f".{fingerprint[:12]}" if fingerprint else ""
+    return run_dir / "set-aside" / (folder.replace("/", "--") + end)
 
 
 def write_step(folder: Path, step: Step, fingerprint: str) -> None:

@@ -42,6 +42,10 @@ class StubSweep:
         self.yaml = folder / "sweep.yaml"
         self.yaml.write_text(SWEEP.format(folder=self.run_dir, stage2=stage2))
         self.log = folder / "commands.txt"
+        self.folder = folder
+        for name in ("captions.json", "conversations.json", "pairs/JPEGImages/1", "images/1"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("[]")
 
     def change(self, old: str, new: str) -> None:
         """Puts `new` in the place of `old` in the YAML."""
@@ -53,6 +57,7 @@ class StubSweep:
         """`law run`, in the background."""
         return subprocess.Popen(
             [sys.executable, STUB, "run", self.yaml, *words],
+            cwd=self.folder,
             env={**os.environ, "STUB_LOG": str(self.log), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -68,6 +73,13 @@ class StubSweep:
 
     def commands(self) -> list[str]:
         """The commands of the last run, as far as they were begun."""
+        return [line for line in self._logged() if not line.startswith("asks ")]
+
+    def asked(self) -> list[str]:
+        """The benchmarks that the last run has really asked, and of what."""
+        return [line for line in self._logged() if line.startswith("asks ")]
+
+    def _logged(self) -> list[str]:
         return sorted(self.log.read_text().splitlines()) if self.log.exists() else []
 
     def kinds(self) -> list[str]:

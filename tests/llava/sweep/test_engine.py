@@ -65,6 +65,94 @@ def test_a_changed_flag_runs_what_it_touches_and_loses_nothing(sweep):
     assert len([name for name in aside if name.startswith("stage2--")]) == 3
 
 
+def test_the_order_of_flags_and_those_without_effect_change_nothing(sweep):
+    sweep.run()
+    sweep.change("data_path: captions.json, ", "logging_steps: 7, save_steps: 3, ")
+    sweep.change("learning_rate: 1e-3", "learning_rate: 0.001, data_path: captions.json")
+    sweep.change("gpus: 0", "gpus: 0, gpus_per_step: {evaluate: 2}")
+    sweep.run()
+    assert sweep.commands() == []
+
+
+def test_what_a_changed_line_set_aside_comes_back(sweep):
+    sweep.run()
+    before = sweep.table()
+    sweep.change("learning_rate: 2e-5", "learning_rate: 3e-5")
+    sweep.run()
+    sweep.change("learning_rate: 3e-5", "learning_rate: 2e-5")
+    done = sweep.run()
+    assert sweep.commands() == []
+    assert "stage2/facebook--dinov2-large is back: it was made of just this" in done.stderr
+    assert sweep.table() == before
+    sweep.change("learning_rate: 2e-5", "learning_rate: 3e-5")
+    sweep.run()
+    assert sweep.commands() == []
+
+
+def test_one_more_benchmark_asks_only_that_one(sweep):
+    sweep.run()
+    sweep.change("[quiz, exam]", "[quiz, exam, viva]")
+    assert sweep.run().returncode == 0
+    assert sweep.kinds() == ["evaluate"] * 3 + ["report"]
+    assert sweep.asked() == [
+        f"asks viva {name}" for name in sorted({row[0] for row in sweep.table()})
+    ]
+    assert len([row for row in sweep.table() if row[1] == "performance"]) == 9
+
+
+def test_one_more_step_of_prepare_runs_itself_alone(sweep):
+    sweep.run()
+    sweep.change(
+        "llm:",
+        '  - {name: more, command: "prepare {run_dir}/more.txt", outputs: [more.txt]}\nllm:',
+    )
+    sweep.run()
+    assert sweep.kinds() == ["prepare", "report"]
+
+
+def test_a_step_of_prepare_runs_again_what_reads_from_it(sweep):
+    sweep.change("world.txt", "llm/config.json")
+    sweep.run()
+    (sweep.run_dir / "llm" / "config.json").write_text("damage")
+    sweep.run()
+    assert sweep.kinds() == ["prepare"]  # what it makes is what it made
+    sweep.change("prepare {run_dir}/llm/config.json", "prepare {run_dir}/llm/config.json again")
+    sweep.run()
+    assert sweep.kinds().count("train") == 7
+    assert "c-score" not in sweep.kinds()
+
+
+def test_an_input_that_is_gone_moves_nothing(sweep):
+    """Data that is no longer needed, or a disk that is not there for a moment."""
+    sweep.run()
+    captions = sweep.folder / "captions.json"
+    captions.rename(sweep.folder / "elsewhere")
+    assert sweep.run().returncode == 0
+    assert sweep.commands() == []
+    sweep.change("learning_rate: 1e-3", "learning_rate: 1e-4")
+    failed = sweep.run()
+    assert failed.returncode == 1
+    assert f"captions.json: no such file or folder (seen from {sweep.folder})" in failed.stderr
+    assert not (sweep.run_dir / "set-aside").exists()
+    assert [k for k in sweep.kinds() if k == "train"] == []
+
+
+def test_the_folder_of_another_run_is_refused(sweep):
+    sweep.run()
+    sweep.change("name: stub", "name: other")
+    failed = sweep.run()
+    assert failed.returncode == 2
+    assert "holds the run 'stub', and this is 'other'; take another --run-dir" in failed.stderr
+
+
+def test_names_are_looked_at_before_anything_runs(sweep):
+    sweep.change("[clip336, dinov2, clip336+dinov2]", "[clip336, dinov3x]")
+    failed = sweep.run()
+    assert failed.returncode == 2
+    assert "unknown tower 'dinov3x'" in failed.stderr
+    assert sweep.commands() == []
+
+
 def test_a_changed_input_runs_what_reads_it(sweep, tmp_path):
     captions = tmp_path / "captions.json"
     captions.write_text("[]")
@@ -274,6 +362,57 @@ def test_stage_1_where_the_policy_asks_for_it(guided):
     assert len([row for row in guided.table() if row[1] == "A_nll"]) == 3
 
 
+def test_what_was_finetuned_stays_when_the_rounds_change(guided):
+    """A mended failure, a new candidate: the policy is asked anew and knows what was finetuned."""
+    first = guided.run(STUB_FAIL="train stage2/facebook--dinov2-large", STUB_ROUNDS="2")
+    assert first.returncode == 1
+    tuned = {row[0] for row in guided.table() if row[1] == "performance"}
+    assert len(tuned) == 2
+    mended = guided.run(STUB_ROUNDS="3")
+    assert mended.returncode == 0, mended.stderr
+    assert guided.kinds().count("evaluate") == 1
+    assert {row[0] for row in guided.table() if row[1] == "performance"} > tuned
+    guided.change("[clip336, dinov2, clip336+dinov2]", "[clip224, clip336, dinov2, clip336+dinov2]")
+    assert guided.run(STUB_ROUNDS="3").returncode == 0
+    assert guided.kinds().count("evaluate") == 0
+    assert len({row[0] for row in guided.table() if row[1] == "performance"}) == 3
+
+
+def test_an_interrupted_second_run_keeps_the_table(sweep):
+    sweep.run()
+    rows = len(sweep.table())
+    sweep.change("[clip336, dinov2, clip336+dinov2]", "[siglip, clip336, dinov2, clip336+dinov2]")
+    process = sweep.start(STUB_SLEEP="30")
+    until(lambda: steps_running(sweep))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert len(sweep.table()) == rows
+
+
+def test_removed_weights_are_made_again_for_a_damaged_evaluation(sweep):
+    sweep.run()
+    rows = sweep.table()
+    for path in sweep.run_dir.glob("stage2/*/model.safetensors"):
+        path.unlink()
+    damaged = next(sweep.run_dir.glob("evaluate/facebook*/results.csv"))
+    damaged.write_text("damage")
+    done = sweep.run()
+    assert done.returncode == 0, done.stderr
+    assert sweep.kinds().count("train") == 1
+    assert sweep.table() == rows
+
+
+def test_a_failing_step_of_prepare_fails_only_what_needs_it(sweep):
+    sweep.change("clip336+dinov2]", "tiny/tower]")
+    sweep.change("llm:", 'towers: {tiny/tower: "{run_dir}/towers/tower"}\nllm:')
+    sweep.change("world.txt", "towers/tower/config.json")
+    failed = sweep.run(STUB_FAIL="tower/config.json")
+    assert failed.returncode == 1
+    assert "world: exit code 1" in failed.stderr
+    assert "goes on from here" in failed.stderr
+    assert len({row[0] for row in sweep.table() if row[1] == "performance"}) == 2
+
+
 def test_a_proposal_of_something_else_is_refused(guided):
     failed = guided.run(STUB_PROPOSES="what/else")
     assert failed.returncode == 1
@@ -309,15 +448,3 @@ def steps_running(sweep) -> list[int]:
         except psutil.Error:
             continue
     return found
-
-
-def test_nothing_is_left_running():
-    """What the tests above started has ended."""
-    assert not [p for p in psutil.process_iter() if "stub_law.py" in " ".join(_words(p))]
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from llava.config import load, read_yaml
+from llava.config import read_yaml
 from llava.errors import ConfigError, LawError
 from llava.provenance import environment
-from llava.sweep.plan import RunConfig, load_run
+from llava.sweep.plan import load_run
 from llava.sweep.run import main, run
 
 QUICK = """
@@ -45,7 +45,7 @@ def test_a_run_leaves_config_environment_log_and_outputs(config, tmp_path, capfd
     assert digest == hashlib.sha256((folder / "fit.json").read_bytes()).hexdigest()
     assert entries[3]["seconds"] > 0
     assert entries[3]["peak_memory"] > 10_000_000
-    assert load(RunConfig, folder / "config.yaml") == load_run(config)
+    assert load_run(folder / "config.yaml") == load_run(config)
     assert json.loads((folder / "environment.json").read_text())["packages"]["numpy"]
     assert (folder / "steps/version/stdout.txt").read_text().startswith("law ")
     assert "R²" in (folder / "steps/fit/stdout.txt").read_text()
