@@ -5,6 +5,7 @@ submitit keeps these objects as pickles beside the job's log and calls them in t
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from llava.log import get_logger
 from llava.sweep.chain import Chain
 from llava.sweep.devices import visible_gpus
 from llava.sweep.fingerprint import fingerprint
+from llava.sweep.inputs import Inputs
 from llava.sweep.launchers import Nodes
 from llava.sweep.ledger import Ledger
 from llava.sweep.step import Step, file_name
@@ -28,6 +30,8 @@ Begin = Callable[[Path, Path | None, bool, frozenset[str]], None]
 
 PATIENCE = 180.0
 """Seconds until what another node has written is seen here, at the latest."""
+GRACE = 180.0
+"""Seconds in which Slurm ends a job that it has told to end, or queues it again."""
 
 
 @dataclass
@@ -50,6 +54,7 @@ class StepJob:
     nodes: int
     launcher: str
     _work: Work | None = field(default=None, init=False)
+    _ending: bool = field(default=False, init=False)
 
     def __call__(self) -> None:
         """Raises LawError where the step fails, so that the job fails, too."""
@@ -68,11 +73,17 @@ class StepJob:
             job=job,
         )
         gpus = visible_gpus(self.gpus)
-        with ThreadPoolExecutor(1) as pool:  # this thread is for submitit's signals
-            if self._work.nodes.rank:
-                pool.submit(self._work.follow, step, gpus).result()
-            else:
-                pool.submit(self._first, step, told, ledger, gpus).result()
+        signal.signal(signal.SIGTERM, self._told_to_end)
+        try:
+            with ThreadPoolExecutor(1) as pool:  # this thread is for signals
+                if self._work.nodes.rank:
+                    pool.submit(self._work.follow, step, gpus).result()
+                else:
+                    pool.submit(self._first, step, told, ledger, gpus).result()
+        except LawError:
+            if self._ending:  # a job that fails by itself now would not be queued again
+                time.sleep(GRACE)
+            raise
 
     def checkpoint(self) -> Any:
         """Ends the step, which goes on from where it was when the job runs again.
@@ -88,6 +99,11 @@ class StepJob:
                 self._lose(ledger, "its time was over, or its job was preempted")
         return DelayedSubmission(replace(self))
 
+    def _told_to_end(self, *_) -> None:
+        """Slurm tells every process of a job before it ends or preempts it; the step ends, too."""
+        self._ending = True
+        logger.warning("%s: its job is told to end", self.name)
+
     def _first(self, step: Step, told: str, ledger: Ledger, gpus: list[str]) -> None:
         """Runs the step on the first node, which alone writes to the ledger."""
         entry = ledger.entry(self.name)
@@ -97,7 +113,7 @@ class StepJob:
         if undone:
             raise LawError(f"{self.name}: {', '.join(undone)} is not done")
         before = [ledger.entry(name).fingerprint for name in self.before]
-        now = fingerprint(step, self.run_dir, before)
+        now = fingerprint(step, self.run_dir, before, Inputs(self.run_dir).digest)
         if now != told:  # a step before it has written what it reads
             write_step(self._folder, step, now)
         clear_the_way(self.run_dir, step, entry, now)

@@ -117,6 +117,10 @@ class Slurm(Engine):
             self.standing.is_done(name) or name in self._queued for name in step.after
         ) and all(map(self.standing.ended, step.settled))
 
+    def _lacks_inputs(self, step: Step) -> bool:
+        """Once nothing is on its way that may make them."""
+        return all(map(self.standing.is_done, step.after)) and super()._lacks_inputs(step)
+
     def _submit(self, step: Step) -> None:
         asked = of_kind(self.launch, step.kind, step.processes)
         self._prepare(step)
