@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava import files
-from llava.errors import LawError
-from llava.files import read_json, write_json, write_text
+from llava.errors import LawError, UsageError
+from llava.files import folder_name, read_json, write_json, write_text
 
 
 def strict(text: str):
@@ -204,3 +204,14 @@ def test_no_json_object(tmp_path, content, said):
     with pytest.raises(LawError, match=said) as error:
         read_json(tmp_path / "a.json", "build it again")
     assert str(error.value).endswith("; build it again")
+
+
+def test_a_name_as_that_of_a_folder():
+    """Names of ordinary length stay as they are; long ones that differ at their end do not meet."""
+    assert folder_name("./models/a[1]+b c") == "models--a[1]+b c"
+    long = [folder_name("é" * 300 + end) for end in "ab"]
+    assert long[0] != long[1]
+    assert all(len(name.encode()) <= files.LONGEST_FOLDER for name in long)
+    for name in ("", "../", "a\0b"):
+        with pytest.raises(UsageError, match="makes no name of a folder"):
+            folder_name(name)

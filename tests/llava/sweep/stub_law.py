@@ -128,7 +128,7 @@ def _evaluate(words, flags):
     if not (Path(flags["run"][0]) / "model.safetensors").exists():
         print("law: error: no weights", file=sys.stderr)
         sys.exit(1)
-    name = Path(flags["run"][0]).name.replace("--", "/")
+    name = json.loads((Path(flags["run"][0]) / "config.json").read_text())["vision-tower"][0]
     for task in flags["tasks"]:
         answers = Path(flags["out"][0]) / f"{task}.json"
         if not answers.exists():
