@@ -102,13 +102,26 @@ def candidates(config: SweepConfig, texts: Sequence[str]) -> list[Candidate]:
 def check_names(config: SweepConfig) -> None:
     """Raises UsageError for names that can be seen to be wrong before `prepare` has run."""
     texts = names(config)
-    known = {_name(config, text) for text in texts}
+    known = dict.fromkeys(_name(config, text) for text in texts)
     for text in config.policy.first:
         if _name(config, text) not in known:
             told = unknown_name("representation of this sweep", text, texts)
             raise UsageError(f"policy.first: {told}")
+    _check_capitals([*known, *(_name(config, text) for text in extra_names(config))])
     if not any(awaited(config, text) for text in extra_names(config)):
         references(config)
+
+
+def _check_capitals(names: Sequence[str]) -> None:
+    """Raises UsageError for names whose folders are one where a disk does not tell capitals."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise UsageError(
+                f"representations: {other} and {name} differ in capitals only, and some disks do "
+                "not tell them apart; rename one, with `towers:` if need be"
+            )
 
 
 def _name(config: SweepConfig, text: str) -> str:

@@ -10,6 +10,7 @@ from llava.errors import ConfigError, UsageError
 from llava.sweep.kinds import KINDS
 from llava.sweep.plan import load_run, save_run
 from llava.sweep.run import main
+from llava.sweep.space import check_names
 from llava.sweep.step import file_name
 
 SWEEP = {
@@ -206,6 +207,14 @@ def test_no_two_names_make_one_file_name():
     assert len(set(made.values())) == len(names)
     assert all(len(name) <= 100 and name.isascii() for name in made.values())
     assert not {"", ".", ".."} & set(made.values())
+
+
+def test_names_that_differ_in_capitals_only(tmp_path):
+    """They would share their folders on some disks."""
+    towers = {"tiny/a": "{run_dir}/a", "tiny/A": "{run_dir}/b"}
+    config = loaded(tmp_path, representations=list(towers), towers=towers)
+    with pytest.raises(UsageError, match="tiny/a and tiny/A differ in capitals only"):
+        check_names(config)
 
 
 def test_a_folder_of_a_representation_may_hold_what_patterns_do(sweep, tmp_path):
