@@ -231,3 +231,18 @@ def test_a_folder_of_a_representation_may_hold_what_patterns_do(sweep, tmp_path)
     done = sweep.run()
     assert done.returncode == 0, done.stderr
     assert "A_cosine" in {row[1] for row in sweep.table()}
+
+
+def test_a_moved_run_folder_goes_on_from_its_own_file(sweep, tmp_path):
+    """Even where its name has a space, and however it is written."""
+    spaced = type(sweep)(tmp_path / "a folder")
+    done = spaced.run()
+    assert done.returncode == 0, done.stderr
+    spaced.run("--run-dir", f"{spaced.run_dir}/")
+    assert spaced.commands() == []
+    moved = tmp_path / "moved"
+    spaced.run_dir.rename(moved)
+    spaced.yaml = moved / "config.yaml"
+    done = spaced.run("--run-dir", str(moved))
+    assert done.returncode == 0, done.stderr
+    assert spaced.commands() == []
