@@ -175,8 +175,7 @@ def scancel(words: list[str]) -> None:
     """Ends jobs, or sends a signal to the tasks of one, and to what they have started."""
     if "--signal" in words:
         job, _, name = words
-        for task in load(job)["tasks"]:
-            os.kill(task, getattr(signal, f"SIG{name}"))
+        kill_all(load(job)["tasks"], getattr(signal, f"SIG{name}"))
         return
     for job in words:
         with locked():
@@ -187,19 +186,21 @@ def scancel(words: list[str]) -> None:
 
 
 def scontrol(words: list[str]) -> None:
-    assert words[0] == "requeue"
+    """`requeue`, whose job ends by itself, or is preempted: `requeue JOB now`."""
     with locked():
         tasks = change(words[1], requeued=True)["tasks"]
-    del tasks  # they end by themselves
+    if words[2:]:
+        kill_all(tasks)
 
 
-def kill_all(pids: list[int]) -> None:
-    """SIGKILL for processes and what they have started."""
+def kill_all(pids: list[int], number: int = signal.SIGKILL) -> None:
+    """A signal for processes and what they have started."""
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            kill_all([int(child) for child in children])
-            os.kill(pid, signal.SIGKILL)
+            threads = Path(f"/proc/{pid}/task").glob("*/children")  # each may have started some
+            children = [int(child) for path in threads for child in path.read_text().split()]
+            kill_all(children, number)
+            os.kill(pid, number)
 
 
 if __name__ == "__main__":
