@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -16,7 +17,6 @@ def run_command(main: Callable[[list[str]], None], argv: list[str], name: str = 
     """Runs `main(argv)`; what a user can mend is one line on stderr, not a traceback."""
     try:
         main(argv)
-        sys.stdout.flush()
     except LawError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -29,9 +29,29 @@ def run_command(main: Callable[[list[str]], None], argv: list[str], name: str = 
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `law ... | head` closes the pipe; what was asked for is out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not _nobody_reads():
+            raise
     finally:
+        _flush()
         _write_peak()
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose other end is closed; other pipes may break, too."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):  # no file
+        return False
+
+
+def _flush() -> None:
+    """Empties stdout; where nobody reads it any more it is let go, and the exit code stands."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write_peak() -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-from llava.errors import LawError
+from llava.errors import UsageError
 from llava.log import get_logger
 from llava.sweep.config import SweepConfig
 from llava.sweep.devices import visible_gpus
@@ -26,7 +26,10 @@ SUMMARY_SECONDS = 5.0
 
 
 class Here(Engine):
-    """A run whose steps are processes of this machine."""
+    """A run whose steps are processes of this machine.
+
+    Raises UsageError where a kind of step would take more GPUs than there are.
+    """
 
     def __init__(self, config: RunConfig | SweepConfig, source: Path | None, thorough: bool):
         super().__init__(config, source, thorough)
@@ -38,6 +41,7 @@ class Here(Engine):
         )
         self._free = visible_gpus(self.launch.gpus)
         self._gpus = len(self._free)
+        self._check_gpus()
         self._pool = ThreadPoolExecutor(self.launch.at_once)
         self._said = 0.0
 
@@ -52,8 +56,6 @@ class Here(Engine):
 
     def _take(self, stage: list[Step]) -> bool:
         waiting = [step for step in stage if not step.left_out]
-        for step in waiting:
-            self._check_gpus(step)
         running: dict[Future, tuple[Step, list[str]]] = {}
         while waiting or running:
             waiting = [step for step in waiting if not self._settled(step, stage)]
@@ -103,12 +105,14 @@ class Here(Engine):
     def _wanted(self, step: Step) -> int:
         return 0 if not self._gpus or step.kind in WITHOUT_GPU else step.processes
 
-    def _check_gpus(self, step: Step) -> None:
-        if self._wanted(step) > self._gpus:
-            raise LawError(
-                f"{step.name} takes {step.processes} GPUs and {self._gpus} are here; change "
-                f"launch.gpus_per_step.{step.kind} or launch.gpus"
-            )
+    def _check_gpus(self) -> None:
+        """Of all kinds at once: stage 2 comes when days of stage 1 are over."""
+        for kind, wanted in self.launch.gpus_per_step.items():
+            if self._gpus and kind not in WITHOUT_GPU and wanted > self._gpus:
+                raise UsageError(
+                    f"{kind} takes {wanted} GPUs and {self._gpus} are here; change "
+                    f"launch.gpus_per_step.{kind} or launch.gpus"
+                )
 
     def _write_now_and_then(self) -> None:
         if time.monotonic() - self._said > SUMMARY_SECONDS:

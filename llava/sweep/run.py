@@ -135,8 +135,13 @@ def go_on(run_dir: Path, source: Path | None, thorough: bool, ended: frozenset[s
 
 
 def _ended(engine: Engine) -> Standing:
-    print("\n".join(engine.told()))
-    if failed := engine.failures():
+    failed = engine.failures()
+    try:
+        print("\n".join(engine.told()))
+    except BrokenPipeError:
+        if not failed:  # which is said in any case
+            raise
+    if failed:
         raise LawError(failed)
     return engine.standing
 

@@ -115,7 +115,7 @@ class Standing:
             "state": self.states[step.name],
             "error": self.why[step.name],
             "started": entry.began,
-            "gpus": step.processes,
+            "gpus": entry.gpus,
             "seconds": round(entry.costs["seconds"], 3),
             "gpu_hours": round(entry.costs["gpu_hours"], 6),
             **entry.peaks,

@@ -3,13 +3,13 @@
 import contextlib
 import itertools
 import os
+import resource
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,19 +18,31 @@ from llava.errors import LawError
 from llava.exits import PEAK_VARIABLE
 from llava.files import read_json, write_json
 from llava.log import get_logger
-from llava.sweep.digests import FileState, states_of
 from llava.sweep.fingerprint import same_folder
 from llava.sweep.launchers import Nodes, words
 from llava.sweep.ledger import Entry, Ledger
+from llava.sweep.left import judged
+from llava.sweep.relay import relay
+from llava.sweep.said import why
 from llava.sweep.step import Step
-from llava.sweep.table import check_rows
 
 logger = get_logger("run")
 
 MARK = "LAW_STEP"
 """Environment variable of a step's processes: the run folder that they work in."""
-TAIL = 4096
-"""Bytes of a step's log in which its error is looked for."""
+ALIVE = "alive.txt"
+"""Touched while a step runs, so that its time is known where its end is not seen."""
+BEAT = 5.0
+"""Seconds between two touches."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a process ended: exit code, what it used, why it failed."""
+
+    code: int
+    usage: resource.struct_rusage
+    error: str
 
 
 @dataclass
@@ -57,17 +69,18 @@ class Work:
     _stopped: bool = False
 
     def do(self, step: Step, fingerprint: str, ledger: Ledger, gpus: Sequence[str]) -> None:
-        """Runs a step and writes its end into the ledger; the ledger's state is the answer."""
+        """Runs a step and writes its end into the ledger; the ledger's state is the answer.
+
+        Once it is stopped nothing is begun or written; the next run counts what it took.
+        """
+        facts = {"fingerprint": fingerprint, "gpus": len(gpus) * self.nodes.count}
+        if self.job:
+            facts["job"] = self.job
         with self._lock:
-            ledger.append(
-                step.name,
-                "running",
-                fingerprint=fingerprint,
-                processes=step.processes,
-                host=os.uname().nodename,
-                pid=os.getpid(),
-                **({"job": self.job} if self.job else {}),
-            )
+            if self._stopped:
+                return
+            node = os.uname().nodename
+            ledger.append(step.name, "running", **facts, host=node, pid=os.getpid())
         folder = self.folder(step)
         folder.mkdir(parents=True, exist_ok=True)
         if step.rows:
@@ -75,21 +88,24 @@ class Work:
         for peak in folder.glob("peak*"):
             peak.unlink()
         start = time.monotonic()
-        code, usage = self._process(step, folder, gpus)
+        end = self._process(step, folder, gpus)
+        if end is None:
+            return
         seconds = time.monotonic() - start
-        error, outputs = _judge(step, self.run_dir, folder, code)
+        error, outputs = judged(step, self.run_dir, end.error)
         with self._lock:
             if self._stopped:
-                return  # whoever stopped it is gone; the next run counts what it took
+                return
             ledger.append(
                 step.name,
                 "failed" if error else "done",
+                **facts,
                 seconds=round(seconds, 3),
-                cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
-                gpu_hours=round(seconds * len(gpus) * self.nodes.count / 3600, 6),
-                peak_memory=usage.ru_maxrss * 1024,
+                cpu_seconds=round(end.usage.ru_utime + end.usage.ru_stime, 3),
+                gpu_hours=round(seconds * facts["gpus"] / 3600, 6),
+                peak_memory=end.usage.ru_maxrss * 1024,
                 peak_gpu_memory=_peak_gpu(folder),
-                exit_code=code,
+                exit_code=end.code,
                 error=error,
                 outputs={name: state.plain() for name, state in outputs.items()},
             )
@@ -101,48 +117,56 @@ class Work:
         """
         folder = self.folder(step) / f"node{self.nodes.rank}"
         folder.mkdir(parents=True, exist_ok=True)
-        code, _ = self._process(step, folder, gpus)
-        if code:
-            raise LawError(f"{step.name}, node {self.nodes.rank}: {_error(folder, code)}")
+        end = self._process(step, folder, gpus)
+        error = end.error if end else "stopped"
+        if error:
+            raise LawError(f"{step.name}, node {self.nodes.rank}: {error}")
 
     def folder(self, step: Step) -> Path:
         """Where a step's log and output are kept."""
         return self.run_dir / "steps" / step.slug
 
     def stop(self) -> None:
-        """Kills every step that runs, with the processes that it has started."""
+        """Kills every step that runs, with the processes that it has started; none begins after."""
         with self._lock:
             self._stopped = True
-            for process in self.running.values():
-                kill_tree(process.pid)
+            for pid in self.running:
+                kill_tree(pid)
 
-    def _process(self, step: Step, folder: Path, gpus: Sequence[str]):
-        """(exit code, resource usage) of the step's process."""
+    def _process(self, step: Step, folder: Path, gpus: Sequence[str]) -> _End | None:
+        """Runs the step's process to its end; None where all is stopped before it begins."""
         command = [sys.executable, *words(step, self.launcher, self.nodes)]
         with contextlib.ExitStack() as stack:
             copy = stack.enter_context(open(folder / "stdout.txt", "wb"))
             log = None if self.shown else stack.enter_context(open(folder / "log.txt", "ab"))
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if self.shown else copy,
-                stderr=log,
-                env=self._environment(folder, gpus),
-            )
-            self.running[process.pid] = process
-            try:
-                if self.shown:
-                    for line in process.stdout:
-                        copy.write(line)
-                        sys.stdout.write(line.decode("utf-8", "replace"))
-                    sys.stdout.flush()
-                _, status, usage = os.wait4(process.pid, 0)
-            finally:
-                self.running.pop(process.pid, None)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            since = log.tell() if log else 0  # what stands before it is an earlier attempt's
+            with self._lock:  # `stop` sees either that it runs, or that it will not
+                if self._stopped:
+                    return None
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if self.shown else copy,
+                    stderr=log,
+                    env=self._environment(folder, gpus),
+                )
+                self.running[process.pid] = process
             if process.stdout:
-                process.stdout.close()
-        return process.returncode, usage
+                stack.enter_context(process.stdout)
+            try:
+                with _beating(folder):
+                    if self.shown:
+                        relay(process, copy)
+                    _, status, usage = os.wait4(process.pid, 0)
+            except BaseException:
+                kill_tree(process.pid)
+                process.wait()
+                raise
+            finally:
+                with self._lock:
+                    del self.running[process.pid]
+            code = process.returncode = os.waitstatus_to_exitcode(status)
+        return _End(code, usage, why(code, None if self.shown else folder / "log.txt", since))
 
     def _environment(self, folder: Path, gpus: Sequence[str]) -> dict[str, str]:
         environment = dict(os.environ)
@@ -154,52 +178,23 @@ class Work:
         return environment
 
 
-def _judge(step: Step, run_dir: Path, folder: Path, code: int) -> tuple[str, dict[str, FileState]]:
-    """(why it failed, or nothing; what it left)."""
-    if code:
-        return _error(folder, code), {}
+@contextlib.contextmanager
+def _beating(folder: Path) -> Iterator[None]:
+    """Touches a file of the folder every few seconds."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            with contextlib.suppress(OSError):
+                (folder / ALIVE).touch()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
     try:
-        names = outputs(step, run_dir)
-        if step.rows:
-            check_rows(run_dir / step.rows, step.measures)
-        return "", states_of(run_dir, names)
-    except (LawError, OSError) as error:
-        return str(error), {}
-
-
-def outputs(step: Step, run_dir: Path) -> list[str]:
-    """Every output of a step that has run; LawError naming those that are not there."""
-    found: list[str] = []
-    missing = []
-    for pattern in step.outputs:
-        paths = sorted(p for p in run_dir.glob(pattern) if p.is_file())
-        found += [str(path.relative_to(run_dir)) for path in paths]
-        if not paths:
-            missing.append(str(run_dir / pattern))
-    if missing:
-        raise LawError(f"it left no {', '.join(missing)}")
-    if step.listing:
-        for named in read_json(run_dir / step.listing).get("folders", []):
-            inside = Path(os.path.relpath(named, run_dir))
-            found += [str(inside / path.name) for path in Path(named).iterdir() if path.is_file()]
-    return found
-
-
-def _error(folder: Path, code: int) -> str:
-    """Why a command failed: its own last words where they are kept."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        memory = "; the machine may have been out of memory" if code == -signal.SIGKILL else ""
-        return f"killed by {name}{memory}"
-    try:
-        with open(folder / "log.txt", "rb") as handle:
-            handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, handle.tell() - TAIL))
-            lines = handle.read().decode("utf-8", "replace").strip().splitlines()
-    except FileNotFoundError:  # it went to our own stderr
-        return f"exit code {code}; what it printed stands above"
-    told = [line for line in lines if "error:" in line.lower()] or lines or ["it said nothing"]
-    return f"exit code {code}: {told[-1].strip()} ({folder / 'log.txt'})"
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _peak_gpu(folder: Path) -> int | None:
@@ -212,7 +207,7 @@ def _peak_gpu(folder: Path) -> int | None:
 
 
 def seconds_seen(folder: Path, began: str) -> float:
-    """Of an attempt whose end nobody saw: until its log was last written to."""
+    """Of an attempt whose end nobody saw: until it was last seen to run, or to write."""
     written = [path.stat().st_mtime for path in folder.glob("*.txt")]
     seconds = max(written, default=0.0) - datetime.fromisoformat(began).timestamp()
     return round(max(0.0, seconds), 3)
