@@ -125,9 +125,8 @@ class Cluster:
 def cluster(tmp_path):
     made = Cluster(tmp_path)
     yield made
-    for job in made.jobs():
-        if job["state"] not in fake.ENDED:
-            subprocess.run(["scancel", job["id"]], env=made.environment, check=True)
+    while left := [job["id"] for job in made.jobs() if job["state"] not in fake.ENDED]:
+        subprocess.run(["scancel", *left], env=made.environment, check=True)  # some submit more
 
 
 def test_a_sweep_runs_as_jobs_to_the_same_table(cluster, tmp_path):
