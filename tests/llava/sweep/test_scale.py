@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from llava.config import read_yaml
-from llava.sweep.digests import states_of
+from llava.sweep.digests import input_digest, states_of
 from llava.sweep.fingerprint import fingerprint
 from llava.sweep.graph import Sweep
 from llava.sweep.plan import load_run
@@ -46,7 +46,7 @@ policy: {{stage2: all}}
     )
     config = load_run(path)
     events, prints = [], {}
-    sweep = Sweep(config, lambda name: True)
+    sweep = Sweep(config, lambda name: True, lambda steps: True)
     for step in (step for stage in sweep.stages() for step in stage):
         for name in step.outputs:
             file = config.run_dir / name.replace("*", "model")
@@ -60,7 +60,7 @@ policy: {{stage2: all}}
             table = "\n".join([",".join(COLUMNS), *rows, ""])
             (config.run_dir / step.rows).write_text(table)
         known = [prints[name] for name in (*step.after, *step.settled)]
-        prints[step.name] = fingerprint(step, config.run_dir, known)
+        prints[step.name] = fingerprint(step, config.run_dir, known, input_digest)
         told = {"step": step.name, "when": "2026-01-01T00:00:00+00:00", "processes": 1}
         names = [name.replace("*", "model") for name in step.outputs]
         states = {name: one.plain() for name, one in states_of(config.run_dir, names).items()}
