@@ -80,9 +80,13 @@ class Engine(ABC):
 
     def _settled(self, step: Step, stage: list[Step]) -> bool:
         """Whether a waiting step has come to an end without being run; its state is then set."""
-        if self._blocked(step) or self._kept(step, stage):
+        if self._blocked(step):
             return True
-        return self._ready(step) and self._lacks_inputs(step)
+        try:
+            return self._kept(step, stage) or (self._ready(step) and self._lacks_inputs(step))
+        except LawError as error:  # a file that cannot be read: others may not need it
+            self._fail(step, str(error))
+            return True
 
     def _blocked(self, step: Step) -> bool:
         for name in step.after:
@@ -107,9 +111,13 @@ class Engine(ABC):
         lacking = [name for name in step.inputs if not Path(name).exists()]
         if lacking:
             why = f"{', '.join(lacking)}: no such file or folder (seen from {Path.cwd()})"
-            self.standing.put(step.name, "failed", why)
-            logger.error("%s failed: %s", step.name, why)
+            self._fail(step, why)
         return bool(lacking)
+
+    def _fail(self, step: Step, why: str) -> None:
+        """Of a step that is not even begun."""
+        self.standing.put(step.name, "failed", why)
+        logger.error("%s failed: %s", step.name, why)
 
     def _ready(self, step: Step) -> bool:
         return all(map(self.standing.is_done, step.after)) and all(
@@ -155,7 +163,10 @@ class Engine(ABC):
         for step in steps:
             if not {*step.after, *filter(self.standing.is_done, step.settled)} <= known.keys():
                 return False
-            known[step.name] = self._fingerprint_after(step, known)
+            try:
+                known[step.name] = self._fingerprint_after(step, known)
+            except LawError:  # said where the step itself is looked at
+                return False
             if known[step.name] not in self.ledger.entry(step.name).done:
                 return False
         return True

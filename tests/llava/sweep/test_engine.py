@@ -167,6 +167,19 @@ def test_a_changed_input_runs_what_reads_it(sweep, tmp_path):
     assert sweep.kinds().count("train") == 7
 
 
+def test_an_input_that_cannot_be_read_fails_only_what_reads_it(sweep):
+    unreadable = "/proc/self/mem"  # for root, too
+    sweep.change("stage2: {data_path: conversations.json", f"stage2: {{data_path: {unreadable}")
+    failed = sweep.run()
+    assert failed.returncode == 1
+    found = states(sweep)
+    ended = {name.split()[0]: state for name, state in found.items()}
+    assert ended["stage2"] == "failed"
+    assert ended["evaluate"] == "blocked"
+    assert all(s == "done" for k, s in ended.items() if k not in ("stage2", "evaluate"))
+    assert f"{unreadable}: cannot be read: Input/output error" in failed.stderr
+
+
 def test_a_moved_run_folder_is_gone_on_with(sweep, tmp_path):
     sweep.run()
     moved = tmp_path / "elsewhere"
