@@ -9,7 +9,6 @@ Later steps depend on what earlier ones found, so the graph is grown in stages (
 each is a list of steps, and the next one is asked for when all of it has come to an end.
 """
 
-import glob
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -313,7 +312,7 @@ class Sweep:
             kind="dump",
             command=law(*command, *words(cosine.flags)),
             after=(f"stage1 {name}",),
-            outputs=tuple(f"dumps/{b}/{_in_pattern(name)}/*" for b in self._shown()),
+            outputs=tuple(f"dumps/{b}/{folder_name(name)}/*" for b in self._shown()),
             inputs=self._outside(cosine.images.values()),
             representation=name,
             processes=self._processes("dump"),
@@ -321,7 +320,7 @@ class Sweep:
 
     def _shown(self) -> list[str]:
         """The folders of the benchmarks whose images the cosine A score looks at."""
-        return [_in_pattern(b) for b in benchmark_ids(self.config.alignment.cosine.benchmarks)]
+        return [folder_name(b) for b in benchmark_ids(self.config.alignment.cosine.benchmarks)]
 
     def _cosine(self, name: str) -> Step:
         cosine = self.config.alignment.cosine
@@ -505,8 +504,3 @@ def benchmark_ids(tasks: list[str]) -> list[str]:
 def _without_unit(name: str) -> str:
     """`task:metric` of `task:metric:unit`."""
     return ":".join(name.split(":")[:2])
-
-
-def _in_pattern(name: str) -> str:
-    """The folder that `law a-score dump` makes for a name, in a pattern of outputs."""
-    return glob.escape(folder_name(name))
