@@ -22,11 +22,11 @@ from llava.sweep.config import SweepConfig
 from llava.sweep.engine import Engine
 from llava.sweep.here import Here
 from llava.sweep.plan import RunConfig, load_run, save_run
+from llava.sweep.processes import kill_orphans
 from llava.sweep.slurm import Slurm
 from llava.sweep.space import check_names
 from llava.sweep.standing import Standing, counted
 from llava.sweep.step import listed_steps, shown
-from llava.sweep.work import kill_orphans
 
 logger = get_logger("run")
 

@@ -22,14 +22,13 @@ from llava.sweep.fingerprint import same_folder
 from llava.sweep.launchers import Nodes, words
 from llava.sweep.ledger import Entry, Ledger
 from llava.sweep.left import judged
+from llava.sweep.processes import MARK, kill_tree
 from llava.sweep.relay import relay
 from llava.sweep.said import why
 from llava.sweep.step import Step
 
 logger = get_logger("run")
 
-MARK = "LAW_STEP"
-"""Environment variable of a step's processes: the run folder that they work in."""
 ALIVE = "alive.txt"
 """Touched while a step runs, so that its time is known where its end is not seen."""
 BEAT = 5.0
@@ -211,41 +210,6 @@ def seconds_seen(folder: Path, began: str) -> float:
     written = [path.stat().st_mtime for path in folder.glob("*.txt")]
     seconds = max(written, default=0.0) - datetime.fromisoformat(began).timestamp()
     return round(max(0.0, seconds), 3)
-
-
-def kill_tree(pid: int) -> None:
-    """Kills a process and all that it has started."""
-    import psutil
-
-    try:
-        parent = psutil.Process(pid)
-        family = [*parent.children(recursive=True), parent]
-    except psutil.NoSuchProcess:
-        return
-    for process in family:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-
-
-def kill_orphans(run_dir: Path) -> list[int]:
-    """Kills steps of this folder whose run was killed; they would write beside the new ones.
-
-    Returns their process ids. Only processes of this machine and user are seen.
-    """
-    import psutil
-
-    here = str(run_dir.resolve())
-    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    orphans = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid not in own and process.environ().get(MARK) == here:
-                orphans.append(process)
-    for process in orphans:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(orphans, timeout=30)
-    return [process.pid for process in orphans]
 
 
 def clear_the_way(run_dir: Path, step: Step, entry: Entry, fingerprint: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from llava.results import COLUMNS
 from llava.sweep.ledger import Ledger
-from llava.sweep.work import MARK
+from llava.sweep.processes import MARK
 
 STUB = Path(__file__).with_name("stub_law.py")
 

@@ -14,8 +14,9 @@ from llava.errors import LawError
 from llava.sweep import work as work_module
 from llava.sweep.ledger import NAME, Ledger
 from llava.sweep.left import outputs
+from llava.sweep.processes import MARK
 from llava.sweep.step import Step
-from llava.sweep.work import ALIVE, MARK, Work, seconds_seen
+from llava.sweep.work import ALIVE, Work, seconds_seen
 
 
 def python(text: str, **facts) -> Step:
