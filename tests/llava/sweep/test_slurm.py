@@ -231,10 +231,11 @@ def test_a_preempted_step_is_queued_again_and_goes_on(cluster):
     send = ["scancel", "1", "--signal", "USR2"]
     subprocess.run(send, env=cluster.environment, check=True)
     cluster.until(lambda: cluster.names()["world"]["state"] == "COMPLETED")
-    told = [(event["state"], event.get("job")) for event in cluster.events("world")]
+    told = [event["state"] for event in cluster.events("world")]
     # the signal may reach the step before it reaches who would write `lost`
-    assert told.pop(2)[0] in ("lost", "failed")
-    assert told == [("submitted", "1"), ("running", "1"), ("running", "1"), ("done", None)]
+    assert told.pop(2) in ("lost", "failed")
+    assert told == ["submitted", "running", "running", "done"]
+    assert {event["job"] for event in cluster.events("world") if "job" in event} == {"1"}
 
 
 def test_a_step_that_is_told_to_end_leaves_the_last_word_to_slurm(cluster):
@@ -245,7 +246,7 @@ def test_a_step_that_is_told_to_end_leaves_the_last_word_to_slurm(cluster):
     send = ["scancel", "1", "--signal", "TERM"]
     subprocess.run(send, env=cluster.environment, check=True)
     cluster.until(lambda: cluster.events("world")[-1]["state"] == "failed")
-    assert cluster.events("world")[-1]["error"] == "killed by SIGTERM"
+    assert "killed by SIGTERM" in cluster.events("world")[-1]["error"]
     assert cluster.names()["world"]["state"] == "RUNNING"
     requeue = ["scontrol", "requeue", "1", "now"]
     subprocess.run(requeue, env=cluster.environment, check=True)
