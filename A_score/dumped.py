@@ -4,8 +4,9 @@
     OUT/<benchmark>/<representation>/manifest.json    what the tokens are
                                      <id>.safetensors [tokens, width] of one image
 
-In a folder's name `/` is written `--`. A file of tokens says which manifest and which image it is
-of and carries a checksum, so that what is damaged or belongs elsewhere is seen.
+In a folder's name `/` is written `--`, and one that is too long ends in its digest
+(files.folder_name). A file of tokens says which manifest and which image it is of and carries a
+checksum, so that what is damaged or belongs elsewhere is seen.
 """
 
 import hashlib
