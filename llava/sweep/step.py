@@ -41,7 +41,7 @@ class StepConfig:
     """Files, or folders, besides the steps' outputs: a change of theirs makes it run again."""
 
     def __post_init__(self):
-        if bool(self.command) == bool(self.script):
+        if bool(self.command.strip()) == bool(self.script.strip()):
             raise ValueError(f"{self.name}: expected one of `command` and `script`")
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"step '{self.name}': expected a name of letters, digits, - and _")

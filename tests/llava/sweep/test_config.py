@@ -96,6 +96,7 @@ WRONG = {
     "an output without a name": (prepare(step(outputs=[""])), "output '': expected a path in"),
     "the folder as output": (prepare(step(outputs=["."])), r"output '\.': expected a path in the"),
     "two stars": (prepare(step(outputs=["a**b"])), r"expected \*\* alone between slashes"),
+    "no words": (prepare(step(command=" ")), "expected one of `command` and `script`"),
     "no run folder": ({"run_dir": ""}, "run_dir: ''; expected a folder"),
     "a folder in itself": ({"run_dir": "{run_dir}/x"}, "expected a folder, which {run_dir} stands"),
 }
