@@ -108,6 +108,11 @@ class Here(Engine):
     def _check_gpus(self) -> None:
         """Of all kinds at once: stage 2 comes when days of stage 1 are over."""
         for kind, wanted in self.launch.gpus_per_step.items():
+            if not self._gpus and wanted > 1 and self.launch.launcher != "torchrun":
+                raise UsageError(
+                    f"launch.launcher: {self.launch.launcher} starts one process where no GPU is, "
+                    f"and {kind} takes {wanted}; take torchrun"
+                )
             if self._gpus and kind not in WITHOUT_GPU and wanted > self._gpus:
                 raise UsageError(
                     f"{kind} takes {wanted} GPUs and {self._gpus} are here; change "

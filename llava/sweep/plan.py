@@ -108,6 +108,8 @@ def _command(line: str, change: Callable[[str], str]) -> str:
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
+        if "<<" in value:  # to YAML 1.1 a merge; among flags it would be one of that name
+            raise ConfigError("'<<' is not read here; write the keys themselves")
         return {_each(key, change): _each(item, change) for key, item in value.items()}
     if isinstance(value, list):
         return [_each(item, change) for item in value]

@@ -247,3 +247,10 @@ def test_a_moved_run_folder_goes_on_from_its_own_file(sweep, tmp_path):
     done = spaced.run("--run-dir", str(moved))
     assert done.returncode == 0, done.stderr
     assert spaced.commands() == []
+
+
+def test_merged_keys_are_no_flags(sweep):
+    sweep.change("stage2: {", "stage2: {<<: {epochs: 1}, ")
+    refused = sweep.run()
+    assert refused.returncode == 2
+    assert "'<<' is not read here; write the keys themselves" in refused.stderr

@@ -20,6 +20,13 @@ def test_without_gpus_they_are_processes(sweep):
     assert sweep.run().returncode == 0
 
 
+def test_launchers_that_would_start_one_process_are_refused(sweep):
+    sweep.change("gpus: 0}", "gpus: 0, launcher: accelerate, gpus_per_step: {stage1: 2}}")
+    refused = sweep.run()
+    assert refused.returncode == 2
+    assert "accelerate starts one process where no GPU is, and stage1 takes 2" in refused.stderr
+
+
 def test_the_summary_tells_the_gpus_that_steps_took(sweep):
     sweep.change("gpus: 0}", "gpus_per_step: {evaluate: 2}}")
     done = sweep.run(CUDA_VISIBLE_DEVICES="4,5,6")
