@@ -1,8 +1,16 @@
 """Names beside points, placed so that they can be read: off the points and off each other."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
+
+Box = tuple[float, float, float, float]
+"""(left, bottom, right, top), pixels."""
 
 GAPS_PT = (4, 9, 15, 22, 30, 40)
 """How far a name may stand from its point, in points of print; nearer places are tried first."""
@@ -13,7 +21,7 @@ POINT_PT = 4.0
 """Half the width of what a point covers."""
 
 
-def label_points(axes, points: np.ndarray, names: Sequence[str], size: float = 7.5) -> None:
+def label_points(axes: "Axes", points: np.ndarray, names: Sequence[str], size: float = 7.5) -> None:
     """Writes each name near its point [n, 2]; call it when the limits of the axes are final."""
     renderer = axes.figure.canvas.get_renderer()
     per_pt = axes.figure.dpi / 72
@@ -44,7 +52,9 @@ def label_points(axes, points: np.ndarray, names: Sequence[str], size: float = 7
         )
 
 
-def _best(place, width: float, height: float, per_pt: float, taken: list, frame):
+def _best(
+    place: np.ndarray, width: float, height: float, per_pt: float, taken: list[Box], frame: "Bbox"
+) -> tuple[float, tuple[int, int], Box]:
     """(gap, direction, box) of the place that covers least; the first that covers nothing."""
     best, least = None, np.inf
     for gap in GAPS_PT:
@@ -59,15 +69,17 @@ def _best(place, width: float, height: float, per_pt: float, taken: list, frame)
     return best
 
 
-def _box(place, direction, gap: float, width: float, height: float):
+def _box(
+    place: np.ndarray, direction: tuple[int, int], gap: float, width: float, height: float
+) -> Box:
     (x, y), (dx, dy) = place, direction
     left = x + gap * dx - {1: 0, 0: width / 2, -1: width}[dx]
     bottom = y + gap * dy - {1: 0, 0: height / 2, -1: height}[dy]
     return left, bottom, left + width, bottom + height
 
 
-def _overlap(one, other) -> float:
-    """Area that two boxes (left, bottom, right, top) share."""
+def _overlap(one: Box, other: Box) -> float:
+    """Area that two boxes share."""
     wide = min(one[2], other[2]) - max(one[0], other[0])
     high = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, wide) * max(0.0, high)

@@ -22,7 +22,14 @@ from llava.files import folder_name, read_json
 from llava.model.multimodal_encoder.frames import frame_of
 from llava.sweep.config import Flags, SweepConfig
 from llava.sweep.flags import aliases, train_words, words
-from llava.sweep.space import Candidate, awaited, candidates, names, references
+from llava.sweep.space import (
+    Candidate,
+    awaited,
+    candidates,
+    extra_names,
+    names,
+    references,
+)
 from llava.sweep.step import Step, file_name, law, listed_steps
 
 TABLE = "results.csv"
@@ -72,7 +79,8 @@ class Sweep:
         texts = names(self.config)
         if not all(self.done(step.name) for step in self._prepared):
             texts = [text for text in texts if not awaited(self.config, text)]
-            if not texts:
+            lost = [text for text in extra_names(self.config) if awaited(self.config, text)]
+            if lost or not texts:
                 return
         self.found = {c.name: c for c in candidates(self.config, texts)}
         self.references = {c.name: c for c in references(self.config)}

@@ -52,6 +52,7 @@ class Total:
     days: float
     """If one step runs at a time, each on its GPUs."""
     disk: float
+    """Bytes."""
     partial: bool
     """Whether there are steps whose hours are not known, which count nothing."""
     partial_disk: bool
@@ -82,19 +83,23 @@ def kinds_of(basis: Basis, policy: Policy) -> list[Kind]:
     before = count if policy.stage2 == "all" else 0
 
     def fixed(name: str, items: list[Item], at_once: list[Item] | None = None) -> Kind:
+        """Steps that are run whatever the policy asks for."""
         first = total_of(items if at_once is None else at_once)
         return _kind(config, name, items, first, total_of(items), total_of(items))
 
     def measured(name: str, items: list[Item], at_once: list[Item], rest: list[Item]) -> Kind:
+        """Some at first, and of the rest what the policy asks for."""
         first = total_of(at_once)
         grown = (_plus(first, _some(rest, extra)), _plus(first, _largest(rest, room)))
         return _kind(config, name, items, first, *grown)
 
     def chosen(name: str, items: list[Item]) -> Kind:
+        """Steps of what is finetuned."""
         grown = (_some(items, runs), _largest(items, finetuned))
         return _kind(config, name, items, _some(items, before), *grown)
 
     def split(name: str, items: list[Item]) -> Kind:
+        """`measured`, of items by their names."""
         now = [item for item in items if item.name in basis.first]
         later = [item for item in items if item.name not in basis.first]
         return measured(name, items, now, later)
@@ -135,6 +140,7 @@ def _kind(
 
 
 def total_of(items: list[Item]) -> Amount:
+    """All of these steps."""
     return Amount(len(items), sum(i.hours or 0.0 for i in items), sum(i.disk or 0.0 for i in items))
 
 
@@ -160,6 +166,7 @@ def _plus(one: Amount, other: Amount) -> Amount:
 
 
 def together(kinds: list[Kind], when: str) -> Total:
+    """All kinds by one of their amounts: `before`, `expected` or `most`."""
     amounts = [(kind, getattr(kind, when)) for kind in kinds]
     return Total(
         steps=sum(amount.steps for _, amount in amounts),
