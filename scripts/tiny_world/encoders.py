@@ -27,13 +27,14 @@ def save_encoder(
     seed: int = 0,
     resize_to: int = 37,
     places: float = 0.0,
+    crop: int = 0,
     **changes: int,
 ) -> Path:
     """Writes a random encoder of model type `kind` with its processor's config; gives `folder`.
 
-    Where its kind crops, the processor resizes the shorter edge to `resize_to` px first. `places`
-    is how much a token says of where it lies: noise added to the table of positions. `changes` are
-    fields of the config.
+    Where its kind crops, the processor resizes the shorter edge to `resize_to` px and crops `crop`
+    px, 0 for the model's own size. `places` is how much a token says of where it lies: noise added
+    to the table of positions. `changes` are fields of the config.
     """
     import transformers
 
@@ -60,7 +61,7 @@ def save_encoder(
     model.save_pretrained(folder)
     processor = {"resample": 3, "do_resize": True, "do_normalize": True} | IMAGENET
     crops = kind not in ("siglip_vision_model", "dinov3_vit")
-    square = dict.fromkeys(("height", "width"), shape["image_size"])
+    square = dict.fromkeys(("height", "width"), crop or shape["image_size"])
     processor["size"] = {"shortest_edge": resize_to} if crops else square
     if crops:
         processor |= {"do_center_crop": True, "crop_size": square}

@@ -97,8 +97,9 @@ def test_a_proposal_for_1023_candidates(tmp_path):
                 lines.append(f"{name},performance,{benchmark},{y},percent,p")
     table.write_text("\n".join(lines) + "\n")
     script = (
-        "import resource, sys; from llava.__main__ import main; main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        "import sys; from llava.__main__ import main; main(sys.argv[1:]); "
+        "peak = next(x for x in open('/proc/self/status') if x.startswith('VmHWM')); "
+        "print(1024 * int(peak.split()[1]))"
     )
     argv = ["policy", "propose", "--table", table, "--estimate-a", "--at-once", "4"]
     argv += ["--json", tmp_path / "next.json", "--benchmark", *BENCHMARKS]

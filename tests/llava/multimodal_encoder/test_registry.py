@@ -155,7 +155,8 @@ def test_a_folder_is_its_bytes(tmp_path):
 
 def test_facts_of_a_folder(tmp_path):
     """Size, crop, mean and resizing come from its two config files."""
-    spec = resolve(str(tiny.save_encoder(tmp_path / "a", "dinov2", image_size=56))).parts[0]
+    folder = tiny.save_encoder(tmp_path / "a", "dinov2", crop=32, image_size=56)
+    spec = resolve(str(folder)).parts[0]
     assert (spec.size, spec.resize_to, spec.resize, spec.flexible) == (32, 37, "crop", True)
     assert spec.mean == (0.485, 0.456, 0.406)
     spec = resolve(str(tiny.save_encoder(tmp_path / "b", "siglip_vision_model"))).parts[0]

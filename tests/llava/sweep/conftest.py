@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,8 @@ class StubSweep:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # what a shell has put into the background ignores Ctrl-C, and so would its children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess:

@@ -15,12 +15,14 @@ from llava.sweep.plan import load_run
 
 REPRESENTATIONS, BENCHMARKS = 1023, 8
 LOOK = """
-import resource, sys, time
+import sys, time
 start = time.monotonic()
 from llava.sweep.run import main
 main([sys.argv[1]])
 assert "torch" not in sys.modules
-print(time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# not ru_maxrss, in which the memory of the process that started this one stays
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(time.monotonic() - start, peak.split()[1])
 """
 LINE = "{},{},{},.5,fraction,true,,,stub,,,,,2026-01-01"
 

@@ -12,7 +12,7 @@ from llava.__main__ import main
 
 def test_a_page_of_a_sweep(guided, capsys):
     """One step of stage 2 failed: that comes first, and the rest is told."""
-    done = guided.run(STUB_FAIL="train stage2 dinov2-large", STUB_ROUNDS="3")
+    done = guided.run(STUB_FAIL="train stage2/facebook--dinov2-large", STUB_ROUNDS="3")
     assert done.returncode == 1
     summary = guided.run_dir / "summary.json"
     told = json.loads(summary.read_text())
@@ -46,4 +46,4 @@ def test_a_summary_is_read_at_any_time(sweep, finished):
     found = reader.read(sweep.run_dir / "summary.json")
     assert found.finished == finished
     assert found.rounds == []
-    assert bool(found.of_state("done")) == finished
+    assert bool(found.of_state("failed")) != finished

@@ -27,14 +27,15 @@ def shipped(name):
 
 
 ALONE = """
-import resource, sys, time
+import sys, time
 start = time.process_time()
 from llava.sweep.plan import load_run
 from llava.sweep.planning import as_text, plan, resolved
 config = load_run(sys.argv[1])
 assert as_text(plan(config, *resolved(config)))
 assert "torch" not in sys.modules
-print(time.process_time() - start, 1000 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(time.process_time() - start, 1024 * int(peak.split()[1]))
 """
 
 
