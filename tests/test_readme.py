@@ -12,6 +12,7 @@ from llava.results import read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = list((ROOT / "docs").rglob("*.md"))
 POLICY = (ROOT / "docs/policy.md").read_text(encoding="utf-8")
 
 NOT_RUN_HERE = {
@@ -19,7 +20,7 @@ NOT_RUN_HERE = {
     "bash run.sh test": "runs this test",
     "bash run.sh test --fast": "runs this test",
     "bash run.sh install --eval": "installs; tests need what it installs",
-    "law run configs/miniature.yaml": "minutes; tests/scripts/test_miniature.py",
+    "law run configs/miniature.yaml": "minutes; tests/llava/sweep/test_miniature.py runs its cut",
     "bash C_score/data/prepare_spair.sh data": "downloads; tests/C_score/test_prepare.py runs it "
     "on a local archive",
 }
@@ -293,7 +294,8 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*"))]
+    "name",
+    ["README.md", "CONTRIBUTING.md", *sorted(f"{p.relative_to(ROOT)}" for p in DOCS)],
 )
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
