@@ -40,6 +40,10 @@ def main(argv: list[str]) -> None:
     """Runs, or plans; exit code 1 where a step failed."""
     arguments = _parser().parse_args(argv)
     config = load_run(arguments.config, arguments.run_dir)
+    if arguments.json and not (arguments.plan and isinstance(config, SweepConfig)):
+        raise UsageError(
+            "--json writes the plan of a sweep; give it with --plan and a sweep's YAML"
+        )
     if arguments.plan:
         _print_plan(config, arguments.json)
         return

@@ -92,14 +92,15 @@ class Standing:
     ) -> None:
         """summary.json: steps with their costs (of all attempts), totals, rounds, the plan."""
         steps = [self._summary(step) for step in self.steps.values()]
+        spent = self.ledger.entries.values()  # also of steps that the YAML no longer asks for
         told = {
             "name": self.name,
             "config": str(self.source) if self.source else None,
             "finished": finished,
             "steps": steps,
             "totals": {
-                "seconds": round(sum(step["seconds"] for step in steps), 3),
-                "gpu_hours": round(sum(step["gpu_hours"] for step in steps), 6),
+                "seconds": round(sum(one.costs["seconds"] for one in spent), 3),
+                "gpu_hours": round(sum(one.costs["gpu_hours"] for one in spent), 6),
                 "steps": dict(Counter(self.states.values())),
             },
             "rounds": [_plain(one) for one in rounds],

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from llava.__main__ import main
-
 TABLE = """representation,quantity,benchmark,value,unit,protocol
 a,C_pck,spair71k,10,percent,mine
 b,C_pck,spair71k,20,percent,mine
@@ -15,22 +13,6 @@ b,A_cosine,MME,0.7,fraction,mine
 c,A_cosine,MME,0.5,fraction,mine
 a,performance,MME,1200,points,mine
 """
-
-
-@pytest.fixture
-def law(capsys):
-    """Runs a command line: (exit code, stdout, stderr)."""
-
-    def run(*argv):
-        code = 0
-        try:
-            main(list(map(str, argv)))
-        except SystemExit as stop:
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from AC_policy.paper import paper_study
 from AC_policy.policies import Setting
 from AC_policy.recommend import recommend
 from AC_policy.study import load_study
-from llava.__main__ import main
 from llava.errors import TableError
 
 NAMES = ["t/a", "t/b", "t/c", "t/d", "t/e", "t/a.t/b", "t/a.t/c", "t/b.t/d", "t/a.t/b.t/c"]
@@ -41,22 +40,6 @@ def write(path, benchmarks=("own_vqa",), finetuned=9, images=("photos",), rows=9
 @pytest.fixture
 def table(tmp_path):
     return write(tmp_path / "own.csv")
-
-
-@pytest.fixture
-def law(capsys):
-    """Runs a command line: (exit code, stdout, stderr)."""
-
-    def run(*argv):
-        code = 0
-        try:
-            main(list(map(str, argv)))
-        except SystemExit as stop:
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 @pytest.mark.parametrize("a", ["nll", "cosine"])

@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 
 from llava.sweep.config import Policy, SweepConfig
+from llava.sweep.kinds import WITHOUT_GPU
 from llava.sweep.planning.facts import facts
 from llava.sweep.planning.items import Basis, Item
-
-GPU_KINDS = ("features", "train-features", "stage1", "nll", "dump", "stage2", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _kind(
     most: Amount,
 ) -> Kind:
     hours = [item.hours for item in items if item.hours is not None]
-    gpus = config.launch.gpus_per_step.get(name, 1) if name in GPU_KINDS else 0
+    gpus = config.launch.gpus_per_step.get(name, 1) if name not in WITHOUT_GPU else 0
     return Kind(
         name=name,
         gpus=gpus,

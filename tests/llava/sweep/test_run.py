@@ -6,7 +6,7 @@ import json
 import pytest
 
 from llava.config import read_yaml
-from llava.errors import ConfigError, LawError
+from llava.errors import ConfigError, LawError, UsageError
 from llava.provenance import environment
 from llava.sweep.plan import load_run
 from llava.sweep.run import main, run
@@ -152,3 +152,10 @@ def test_a_step_without_its_package_is_left_out_aloud(tmp_path, capfd):
     assert "left out: lacks, no-such-package is not installed" in shown.out
     lines = (tmp_path / "r" / "ledger.jsonl").read_text().splitlines()
     assert {json.loads(line)["step"] for line in lines} == {"has"}
+
+
+def test_json_without_a_plan_of_a_sweep_is_refused(config, tmp_path):
+    for words in (["--plan"], []):
+        with pytest.raises(UsageError, match="give it with --plan and a sweep's YAML"):
+            main([str(config), *words, "--json", str(tmp_path / "plan.json")])
+    assert not (tmp_path / "a folder").exists()
