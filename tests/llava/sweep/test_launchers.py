@@ -8,9 +8,11 @@ import sys
 from llava.sweep.launchers import Nodes, words
 from llava.sweep.step import Step, law
 
+# One write a line: the ranks share a pipe, and torchrun starts Python unbuffered.
 RANKS = """
 import os, sys
-print(sys.argv[1:], *(os.environ[n] for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE")), flush=True)
+rank = [os.environ[n] for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+os.write(1, " ".join([str(sys.argv[1:]), *rank, chr(10)]).encode())
 """
 
 
@@ -42,7 +44,7 @@ def test_two_nodes_share_a_step(tmp_path):
     ]
     lines = [line for node in nodes for line in node.communicate(timeout=120)[0].splitlines()]
     assert [node.returncode for node in nodes] == [0, 0]
-    assert sorted(line for line in lines if line.startswith("[")) == [
+    assert sorted(line.strip() for line in lines if line.startswith("[")) == [
         f"['train', '--run', 'x'] {rank} {rank % 2} 4" for rank in range(4)
     ]
 
