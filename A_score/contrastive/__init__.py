@@ -1,0 +1,1 @@
+"""Training of heads on frozen towers: an estimate of alignment that needs no language model."""
