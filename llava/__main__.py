@@ -25,6 +25,7 @@ COMMANDS = {
     "train": Command("llava.train.train", "train LLaVA: stage 1, stage 2, LoRA; check; A score"),
     "chat": Command("llava.eval.chat", "ask a trained model about images"),
     "evaluate": Command("llava.eval.evaluate", "benchmarks of a trained model, through lmms-eval"),
+    "pairs": Command("llava.eval.pairs.cli", "images that differ in one respect: told apart?"),
     "c-score": Command("C_score.cli", "correspondence: keypoints that a representation finds"),
     "a-score": Command("A_score.cli", "alignment: how near a representation is to CLIP's"),
     "warps": Command("C_score.warps", "make warps-mini, a small correspondence set"),
