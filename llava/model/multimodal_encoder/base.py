@@ -17,8 +17,8 @@ from llava.model.multimodal_encoder.preprocess import check_frame, pixels
 from llava.model.multimodal_encoder.spec import TowerSpec
 
 
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Features are a function of the tower's dtype, not of who calls it in which context."""
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """For `with`: features follow from the tower's dtype, and not from who calls it."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
@@ -79,7 +79,7 @@ class VisionTower(nn.Module, ABC):
         """Selected tokens [B, N, C], patches row by row, in the tower's dtype."""
         if not len(pixels_BCSS):
             return self._anchor.new_empty(0, self.num_tokens, self.dim)
-        with _without_autocast(self.device):
+        with without_autocast(self.device):
             return self.selected(self.encode(pixels_BCSS.to(self.device, self.dtype), **given))
 
     def selected(self, tokens_BNC: torch.Tensor) -> torch.Tensor:

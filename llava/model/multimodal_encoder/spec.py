@@ -233,3 +233,5 @@ class Family:
     towers: list[TowerSpec] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     """Short name -> id, or id@size."""
+    dual: str = ""
+    """`module:Class`, a DualEncoder: image and text halves together, where weights have both."""
