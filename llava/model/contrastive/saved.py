@@ -1,0 +1,136 @@
+"""A head's folder: config.json says what it is, head.safetensors holds what it learned.
+
+The towers' fields are those of a LLaVA's config, so a head is moved to another machine as a LLaVA
+is: `OLD=NEW` says where a tower's weights are now.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from llava.config import build, to_plain
+from llava.errors import LawError
+from llava.files import read_json, write_bytes, write_json
+from llava.model.contrastive.config import HeadConfig, TextConfig
+from llava.model.contrastive.model import Head
+from llava.model.contrastive.texts import text_source
+from llava.model.multimodal_encoder.registry import Representation
+from llava.model.representation import record, representation_of
+
+CONFIG, WEIGHTS = "config.json", "head.safetensors"
+FORMAT = 1
+REMEDY = "expected a folder that `law a-score head --out` wrote"
+
+
+@dataclass
+class SavedHead:
+    """A head with the towers that it was trained on."""
+
+    head: Head
+    representation: Representation
+    frame: str
+    dtype: str
+    """Of the towers."""
+    training: dict[str, Any]
+    """What it was trained on and how, for whoever reads the folder."""
+    digest: str
+    """SHA-256 of its weights."""
+
+
+def save_head(
+    folder: str | os.PathLike,
+    head: Head,
+    representation: Representation,
+    frame: str,
+    dtype: str,
+    training: Mapping[str, Any],
+) -> None:
+    """Writes the folder; the config comes last, so a folder with one is whole."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+    data = save(weights)
+    towers = SimpleNamespace()
+    record(towers, representation)
+    write_bytes(Path(folder) / WEIGHTS, data)
+    write_json(
+        Path(folder) / CONFIG,
+        {
+            "format": FORMAT,
+            "head": to_plain(head.config),
+            "text": head.texts.facts(),
+            "towers": vars(towers),
+            "frame": frame,
+            "dtype": dtype,
+            "digest": hashlib.sha256(data).hexdigest(),
+            "training": dict(training),
+        },
+    )
+
+
+def load_head(
+    folder: str | os.PathLike,
+    replacements: Mapping[str, str] | None = None,
+    device: str | torch.device = "cpu",
+) -> SavedHead:
+    """The head in evaluation mode, with its text source; towers are not built.
+
+    `replacements` maps a tower's id, and the name of the text source's model, to where their
+    weights are read from. Raises LawError for a folder that is none, weights that are not those
+    that its config names, or a text source that is not the one of training.
+    """
+    path = Path(folder) / CONFIG
+    facts = read_json(path, REMEDY)
+    try:
+        config = build(HeadConfig, facts["head"], f"{path}: head")
+        towers, digest = facts["towers"], facts["digest"]
+        text, frame, dtype = facts["text"], facts["frame"], facts["dtype"]
+        training, names = facts["training"], [part["id"] for part in towers["mm_vision_specs"]]
+    except (KeyError, TypeError) as error:
+        raise LawError(f"{path}: no config of a head, it has no {error}; {REMEDY}") from error
+    elsewhere = dict(replacements or {})
+    config = replace(config, text=_moved(config.text, elsewhere, names))
+    found = representation_of(SimpleNamespace(**towers), elsewhere)
+    texts = text_source(config.text, text.get("captions", ()), device)
+    if texts.facts() != text:
+        raise LawError(
+            f"{path}: text source '{config.text.source}' is not the one that the head was trained "
+            f"with, which was {_short(text)}; found {_short(texts.facts())}"
+        )
+    head = Head(config, found.dim, texts)
+    _fill(head, Path(folder) / WEIGHTS, digest)
+    return SavedHead(head.to(device).eval(), found, frame, dtype, training, digest)
+
+
+def _moved(text: TextConfig, elsewhere: dict[str, str], towers: list[str]) -> TextConfig:
+    """The text source, perhaps with its model elsewhere; takes a name that is no tower's away."""
+    if text.model not in elsewhere:
+        return text
+    moved = replace(text, model=elsewhere[text.model])
+    if text.model not in towers:
+        del elsewhere[text.model]
+    return moved
+
+
+def _fill(head: Head, path: Path, digest: str) -> None:
+    """Reads the weights; LawError where they are damaged or of another head."""
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise LawError(f"{path}: its bytes are not those that {CONFIG} names; copy it again")
+        head.load_state_dict(load(data))
+    except OSError as error:
+        raise LawError(f"{path}: cannot be read: {error.strerror or error}; {REMEDY}") from error
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LawError(f"{path}: does not fit its {CONFIG}: {reason}") from error
+
+
+def _short(text: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {str(value)[:16]}" for key, value in text.items())
