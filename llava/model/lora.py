@@ -40,10 +40,14 @@ def add_lora(
     dropout: float,
     bias: str = "none",
     train_projector: bool = True,
+    init: bool | str = True,
+    dora: bool = False,
 ) -> Any:
     """The model as a peft model with adapters of rank `r` on every target; the rest is frozen.
 
-    The projector is trained whole, besides, unless told otherwise.
+    The projector is trained whole, besides, unless told otherwise. `init` is peft's
+    `init_lora_weights`, such as "gaussian"; `dora` trains the length of weights apart from their
+    direction (arXiv 2402.09353).
     """
     if bias not in BIASES:
         raise UsageError(f"lora_bias '{bias}': expected one of {', '.join(BIASES)}")
@@ -58,6 +62,8 @@ def add_lora(
         bias=bias,
         target_modules=lora_targets(model),
         task_type="CAUSAL_LM",
+        init_lora_weights=init,
+        use_dora=dora,
     )
     wrapped = get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
