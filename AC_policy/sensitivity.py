@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from AC_policy import metrics
-from AC_policy.backtest import backtest, finished_tasks
+from AC_policy.backtest import Backtest, backtest, finished_tasks
 from AC_policy.policies import BayesOptions, Setting, bayes_states
 from AC_policy.prior import MIN_BENCHMARKS
 from AC_policy.study import Study, Task
@@ -69,9 +69,12 @@ def sensitivity(study: Study, seed: int = 0) -> list[Variant]:
     default = BayesOptions(draws=DRAWS)
     chosen = [(name, value) for name, values in VARIED.items() for value in values]
     found = []
+    results: dict[BayesOptions, Backtest] = {}  # each constant has the defaults among its values
     for name, value in progress(chosen, "sensitivity"):
         options = replace(default, **{name: value})
-        result = backtest(study, "bayes", Setting(seed=seed, bayes=options))
+        if options not in results:
+            results[options] = backtest(study, "bayes", Setting(seed=seed, bayes=options))
+        result = results[options]
         stops = np.array([entry.stopped for entry in result.benchmarks.values()])
         found.append(
             Variant(
