@@ -186,7 +186,10 @@ class _Finder:
         """The features in a space; LawError where one of the images is not in it."""
         spec = space.spec
         if spec.select != "patch":
-            raise LawError(f"{space.folder} holds '{spec.select}' tokens; a C score needs 'patch'")
+            raise LawError(
+                f"{space.folder} holds '{spec.select}' tokens; a C score compares places of images "
+                "and needs 'patch': run `law features` without --select"
+            )
         found = StoreFeatures(
             name=name,
             representation=representation,

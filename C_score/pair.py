@@ -50,6 +50,12 @@ def pair_features(tower: torch.nn.Module, source: Path, target: Path) -> PairFea
     tokens_BNC = torch.cat([_tokens(tower, image) for image in images])
     extra = tower.num_tokens - tower.num_patches
     rows, columns = tower.grid
+    if tokens_BNC.shape[1] == 1 and rows * columns > 1:
+        raise LawError(
+            f"1 token for {rows} x {columns} patches, as of a tower that selects 'cls': a class "
+            "token has no place in the image, so nothing can be matched; take a tower that selects "
+            "'patch'"
+        )
     if extra < 0 or tower.num_patches != rows * columns:
         raise LawError(
             f"{tokens_BNC.shape[1]} tokens are no grid of {rows} x {columns} patches; take a tower "

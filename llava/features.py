@@ -119,8 +119,8 @@ class FeatureStore:
         here = ", ".join(str(space) for space in self.spaces()) or "nothing"
         raise LawError(
             f"{self.root} has no features of {describe(spec, frame)}; it holds {here}. `law "
-            f"features --model {spec.id}@{spec.size}{suffix(spec)} --frame {frame} --images DIR "
-            f"--out {self.root}` makes them"
+            f"features --model {spec.id}@{spec.size}{suffix(spec)} --frame {frame}"
+            f"{select_flag(spec)} --images DIR --out {self.root}` makes them"
         )
 
     def space(self, spec: TowerSpec, frame: str, dtype: str) -> "Space":
@@ -369,6 +369,11 @@ def describe(spec: TowerSpec, frame: str) -> str:
         and (name != "layer" or spec.t is None)
     ]
     return " ".join([f"{spec.id}@{spec.size}{suffix(spec)}", frame, *also])
+
+
+def select_flag(spec: TowerSpec) -> str:
+    """What a `law features` command says, with a space before, for tokens other than patches."""
+    return "" if spec.select == "patch" else f" --select {spec.select}"
 
 
 def _slug(spec: TowerSpec) -> str:

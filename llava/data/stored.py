@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from llava.errors import LawError
-from llava.features import FeatureStore, Space, image_key
+from llava.features import FeatureStore, Space, image_key, select_flag
 from llava.model.multimodal_encoder.combined import joined
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.multimodal_encoder.spec import TowerSpec
@@ -70,8 +70,9 @@ class StoredFeatures:
     def command(self, folder: str | os.PathLike = "IMAGES", dtype: str | None = None) -> str:
         """What to type so that every image of a folder is here."""
         name, store = self.representation.name, Path(self.root)
+        select = select_flag(self.representation.parts[0])
         return (
-            f"`law features --model {name} --frame {self.frame} --dtype "
+            f"`law features --model {name} --frame {self.frame}{select} --dtype "
             f"{dtype or self.spaces[0].dtype} --images {folder} --out {store}` makes them"
         )
 

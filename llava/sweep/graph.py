@@ -168,6 +168,9 @@ class Sweep:
 
     def _training_features(self, wanted: list[str]) -> list[Step]:
         steps: dict[str, Step] = {}
+        asked = {"layer": "mm_vision_select_layer", "select": "mm_vision_select_feature"}
+        read = {flag: self.config.stage1.get(key) for flag, key in asked.items()}
+        read = {flag: value for flag, value in read.items() if value is not None}
         for name in wanted:
             candidate, frame = self._candidate(name), self._frame(name)
             for tower in candidate.towers:
@@ -177,7 +180,7 @@ class Sweep:
                     tower,
                     candidate,
                     self.config.features.images,
-                    {"frame": frame} | self.config.features.flags,
+                    {"frame": frame} | read | self.config.features.flags,
                 )
                 steps.setdefault(step.name, step)
         return list(steps.values())

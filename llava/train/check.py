@@ -110,13 +110,15 @@ def _towers(found: _Found) -> Iterator[str]:
     for spec in found.representation.parts:
         rows, columns = spec.grid
         read = f"hidden state {spec.block}" if spec.t is None else f"block {spec.up_ft_index}"
+        alone = ", of which the class token alone is read" if spec.select == "cls" else ""
         yield (
-            f"{spec.id}: {spec.size} px, {rows} x {columns} patches, {read} of {spec.depth}, "
-            f"width {spec.dim}"
+            f"{spec.id}: {spec.size} px, {rows} x {columns} patches{alone}, {read} of "
+            f"{spec.depth}, width {spec.dim}"
         )
     shown = frame(model, data, found.representation)
+    tokens = found.representation.tokens
     yield (
-        f"together {found.representation.tokens} tokens {found.representation.dim} wide; "
+        f"together {tokens} token{'s' * (tokens != 1)} {found.representation.dim} wide; "
         f"{tokens_per_image(model, found.representation)} of an image reach the language model "
         f"(frame {shown})"
     )

@@ -824,3 +824,26 @@ def test_help_needs_no_torch():
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=ROOT
     )
     assert done.stdout.endswith("False\n")
+
+
+def test_one_class_token(world, tmp_path):
+    """A run on class tokens is scored by its one token: its largest cosine to the reference's."""
+    config = json.loads((world / "run-dinov2" / "config.json").read_text())
+    run = shutil.copytree(world / "run-dinov2", tmp_path / "run-cls")
+    config["mm_vision_select_feature"] = "cls"
+    for spec in config["mm_vision_specs"]:
+        spec["select"] = "cls"
+    (run / "config.json").write_text(json.dumps(config))
+    out = dump(world, tmp_path / "dumps", runs=("clip",))
+    argv = ["--run", run, "--out", out, "--n", N, "--benchmark", "mine"]
+    cli.main(["dump", *map(str, [*argv, "--images", world / "images"])])
+    (score,) = compute.compute(out, ["dinov2"], references=["clip"])
+    (alone,) = score.a_score
+    wanted = []
+    for path in folder_of(world, out, "clip").glob("*.safetensors"):
+        target = load_file(folder_of(world, out, "dinov2") / path.name)["tokens"]
+        assert target.shape == (1, 32)
+        cosines = torch.cosine_similarity(target.double(), load_file(path)["tokens"].double())
+        wanted.append(cosines.max().item())
+    assert len(wanted) == N
+    assert alone == pytest.approx(sum(wanted) / N, abs=1e-6)

@@ -16,7 +16,7 @@ from C_score.combinations import joined_name
 from C_score.datasets.pairs import PairSet, Picture
 from C_score.evaluate import Request, evaluate
 from C_score.extract_feature import main as extract_feature
-from C_score.lookup import find_towers, scored_pictures, stored_names
+from C_score.lookup import _Finder, find_towers, scored_pictures, stored_names
 from C_score.options import representation, suffix_of
 from C_score.score import score
 from C_score.sources import FileFeatures, StoreFeatures, common_grid, resample
@@ -510,3 +510,16 @@ def test_the_dtype_is_in_the_protocol(stored, model, expected):
     (report,) = evaluate(pairs, Request([model], store.root))
     assert f"/anno840/{expected}/noflip" in report.protocol
     assert {row.protocol.partition("/geo-")[0] for row in report.rows("", "")} == {report.protocol}
+
+
+def test_a_store_of_class_tokens(stored):
+    """They are no map: the patches are asked for, and what is there is named."""
+    pairs, store, _ = stored
+    spec = dataclasses.replace(resolve("clip336").parts[0], select="cls")
+    space = store.space(spec, "pad", "float32")
+    space.write({image_key(p.path): torch.ones(1, spec.dim) for p in pairs.pictures})
+    with pytest.raises(UsageError, match=r"has no features of \S+clip-vit-large-patch14-336@336"):
+        find(pairs, store.root, "clip336")
+    finder = _Finder(store.root, pairs.pictures, "tower", None, False, {})
+    with pytest.raises(LawError, match=r"holds 'cls' tokens.*places of images.*'patch'"):
+        finder.of_space(space, "clip336", "clip336")

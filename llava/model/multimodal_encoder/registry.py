@@ -56,6 +56,9 @@ class Representation:
     join: str = "channel"
     grid_align: str = ""
 
+    def __post_init__(self):
+        _check_selected(self.parts, self.join)
+
     @property
     def grid(self) -> tuple[int, int]:
         """Patches (rows, columns) of the joined tokens: the largest grid of the parts."""
@@ -297,10 +300,12 @@ def _settle_grids(
 ) -> list[TowerSpec]:
     """Sizes so that grids agree: flexible parts adopt the first fixed grid, else the first's own.
 
-    Raises UsageError naming two parts whose grids stay unequal, unless they are interpolated.
+    Raises UsageError naming two parts whose grids stay unequal, unless they are interpolated, or
+    that select unlike tokens.
     """
     if grid_align not in ("", "interpolate"):
         raise UsageError(unknown_name("grid_align", grid_align, ["interpolate"]))
+    _check_selected(specs, join)
     if len(specs) == 1 or join == "append" or all(spec.select == "cls" for spec in specs):
         return specs
     free = [s.flexible and not f for s, f in zip(specs, fixed, strict=True)]
@@ -317,6 +322,18 @@ def _settle_grids(
                 f"towers of one grid, or say grid_align: interpolate"
             )
     return settled
+
+
+def _check_selected(specs: Sequence[TowerSpec], join: str) -> None:
+    """UsageError naming two parts that select unlike tokens, where these are joined one by one."""
+    first = specs[0]
+    other = next((spec for spec in specs if spec.select != first.select), first)
+    if other is not first and join != "append":
+        raise UsageError(
+            f"{first.id} selects '{first.select}' ({first.tokens} tokens of an image), {other.id} "
+            f"'{other.select}' ({other.tokens}), and tokens are joined one by one; select the same "
+            "of all, e.g. --mm_vision_select_feature patch (--select patch of `law features`)"
+        )
 
 
 def plain(representation: Representation) -> dict:

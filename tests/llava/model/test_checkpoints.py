@@ -217,6 +217,24 @@ def test_one_tower_by_its_config(tmp_path):
     assert golden_logits(model, "clip").shape[1] == 7 + 17
 
 
+def test_released_class_token_config():
+    """As `llava-v1.5-7b-lora-cls-merged` has it, without any of our fields: one token per image."""
+    config = {"mm_vision_select_layer": -2, "mm_vision_select_feature": "cls"}
+    _, model, processor, _ = loaded(
+        "off-llava-stage2", customized_config=config | {"image_aspect_ratio": "pad"}
+    )
+    assert getattr(model.config, "mm_vision_specs", None) is None
+    assert (model.get_vision_tower().num_patches, processor.num_tokens) == (1, 1)
+    logits = golden_logits(model, "clip")
+    assert logits.shape[1] == 7 + 1
+    tower = model.get_vision_tower().load_model()
+    row = model.mm_projector(tower(torch.from_numpy(STORED["image"])))
+    embedded = model.embed_prompt(
+        torch.from_numpy(STORED["input_ids"]), images=torch.from_numpy(STORED["image"])
+    )[0]
+    assert (embedded[0] == row[0, 0]).all(1).sum() == 1
+
+
 @pytest.mark.parametrize("name", ["off-llava-stage1", "off-llava-lora"])
 def test_base_is_asked_for(name):
     """The error says what to pass, and which one its config names."""

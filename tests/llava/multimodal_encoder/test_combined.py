@@ -1,13 +1,16 @@
 """Combinations: parts on their own pixels, joined by channel, appended or interleaved."""
 
 import dataclasses
+import types
 from collections.abc import Sequence
 
 import pytest
 import tiny
 import torch
 
+from llava.config import to_plain
 from llava.errors import UsageError
+from llava.model.multimodal_encoder import registry
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_tower
 from llava.model.multimodal_encoder.combined import (
@@ -18,6 +21,7 @@ from llava.model.multimodal_encoder.combined import (
 )
 from llava.model.multimodal_encoder.preprocess import FRAMES
 from llava.model.multimodal_encoder.registry import Representation, resolve
+from llava.model.representation import representation_of
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +196,39 @@ def test_one_field_of_view(folders):
         torch.stack([shrunk.flatten(), small.preprocess([image]).flatten()])
     )
     assert correlation[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("select", ["cls", "cls_patch"])
+def test_unlike_tokens_do_not_join(folders, select):
+    """A class token beside patches: both towers and what to say are named, wherever it comes from.
+
+    From stored specs, and from families whose default it is; appended tokens may be of any kind.
+    """
+    clip, dino = resolve([folders["clip"], folders["dino"]]).parts
+    unlike = (dataclasses.replace(clip, select=select), dino)
+    said = rf"{clip.id} selects '{select}'.*{dino.id} 'patch' \(16\).*mm_vision_select_feature"
+    for join, parts in (("channel", unlike), ("interleave", unlike)):
+        with pytest.raises(UsageError, match=said):
+            Representation("x", parts, join)
+    with pytest.raises(UsageError, match=said):
+        registry._settle_grids(list(unlike), [False, False], "channel", "interpolate")
+    config = types.SimpleNamespace(
+        mm_vision_tower="x", mm_vision_specs=[to_plain(part) for part in unlike]
+    )
+    with pytest.raises(UsageError, match=said):
+        representation_of(config)
+    assert Representation("x", unlike, "append").tokens == 16 + {"cls": 1, "cls_patch": 17}[select]
+
+
+@pytest.mark.parametrize("join", ["channel", "append", "interleave"])
+def test_class_tokens_alone(folders, images, join):
+    """Every join of two: what the parts give alone, whatever their grids."""
+    names = [folders["clip"], f"{folders['dino']}@48"]
+    if join != "channel":
+        names = [folders["clip"], folders["clip"]]
+    tower = build_tower(resolve(names, select="cls", join=join))
+    first, second = (build_tower(resolve(name, select="cls")) for name in names)
+    wanted = [part(part.preprocess(images)) for part in (first, second)]
+    tokens = tower(tower.preprocess(images))
+    assert torch.equal(tokens, torch.cat(wanted, 2 if join == "channel" else 1))
+    assert tokens.shape[1:] == (tower.num_tokens, tower.dim)

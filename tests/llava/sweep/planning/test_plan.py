@@ -1,6 +1,7 @@
 """A plan's numbers, against sums worked out by hand."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from llava.costs import cost_models
 from llava.errors import UsageError
 from llava.model.multimodal_encoder.registry import resolve
+from llava.sweep.graph import Sweep
 from llava.sweep.planning import Unresolved, as_text, plan, resolved
 from llava.sweep.planning.facts import facts
 
@@ -315,3 +317,24 @@ def test_a_plan_takes_representations_as_they_are(sweep):
     found = plan(sweep(), [resolve("clip336")])
     assert [each.shown for each in found.each] == ["CLIP@336"]
     assert facts().runs["ours"].mean > found.saving.runs == 1
+
+
+def test_one_token_per_image(sweep):
+    """Class tokens: plan and features of training count 1 for 576; the command asks for them."""
+    flags = {"mm_vision_select_feature": "cls", "mm_vision_select_layer": -2}
+    config = sweep(
+        representations=["clip336"],
+        features={"images": "nowhere", "flags": {"dtype": "float16"}},
+        stage1=flags,
+        stage2=flags,
+        cost={"samples": {"features": 1_000_000}},
+    )
+    found = planned(config)
+    captions = 558_128 * (1 + 24) * (6 * (VICUNA + PROJECTOR) + 2 * PROJECTOR)
+    assert kind(found, "stage1").most.hours == pytest.approx(captions / PEAK)
+    assert kind(found, "train-features").most.disk == 1e6 * 1 * 1024 * 2
+    graph = Sweep(config, lambda name: True, lambda steps: True)
+    steps = [step for stage in itertools.islice(graph.stages(), 2) for step in stage]
+    (step,) = [step for step in steps if step.kind == "train-features"]
+    words = " ".join(step.command)
+    assert "--layer -2" in words and "--select cls" in words
