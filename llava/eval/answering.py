@@ -80,7 +80,7 @@ class AnswerScore:
     """How likely a given answer is."""
 
     log_likelihood: float
-    """Sum over its tokens, the end mark included, in nats."""
+    """Sum over its tokens, in nats; the end mark is one of them unless it was left out."""
     tokens: int
     greedy: bool
     """Whether it is what greedy decoding says."""
@@ -144,12 +144,14 @@ class Answering:
                 answers[place] = answer
         return answers
 
-    def scores(self, questions: Sequence[Question], answers: Sequence[str]) -> list[AnswerScore]:
-        """Of one given answer to every question, in their order."""
+    def scores(
+        self, questions: Sequence[Question], answers: Sequence[str], end: bool = True
+    ) -> list[AnswerScore]:
+        """Of one given answer to every question, in their order; `end`: with its end mark."""
         found: list[AnswerScore | None] = [None] * len(questions)
         for places, batch in self._batches(questions, self.batch_size, "likelihoods"):
             with _naming([one.question for one in batch]):
-                scored = self._score(batch, [answers[place] for place in places])
+                scored = self._score(batch, [answers[place] for place in places], end)
             for place, score in zip(places, scored, strict=True):
                 found[place] = score
         return found
@@ -211,9 +213,11 @@ class Answering:
         text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
         return min((text.partition(stop)[0] for stop in stops), key=len, default=text)
 
-    def _score(self, batch: Sequence[_Ready], answers: Sequence[str]) -> list[AnswerScore]:
+    def _score(
+        self, batch: Sequence[_Ready], answers: Sequence[str], end: bool
+    ) -> list[AnswerScore]:
         rows = [
-            self.prompts.labelled([*one.turns, answer.strip()])
+            self.prompts.labelled([*one.turns, answer.strip()], end)
             for one, answer in zip(batch, answers, strict=True)
         ]
         for one, row in zip(batch, rows, strict=True):

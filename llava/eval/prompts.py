@@ -97,14 +97,17 @@ class Prompts:
         """int64 [T]: the ids of `prompt`, an image as IMAGE_TOKEN_INDEX."""
         return tokenizer_image_token(self.prompt(turns), self.tokenizer, return_tensors="pt")
 
-    def labelled(self, turns: Sequence[str]) -> Labelled:
+    def labelled(self, turns: Sequence[str], end: bool = True) -> Labelled:
         """Ids of whole turns, of which the last answer, with its end mark, is supervised.
 
-        Raises LawError where it is empty.
+        Without `end` the text stops behind the answer's last character. Raises LawError where it is
+        empty.
         """
         if not turns[-1]:
             raise LawError("the answer is empty, so no token of it can be scored")
         segments = self._segments(turns)
+        if not end:
+            segments = _without_end(segments, turns[-1])
         last = max(i for i, segment in enumerate(segments) if segment.answer)
         asked = [Segment(s.text, answer=i == last) for i, s in enumerate(segments)]
         text = "".join(segment.text for segment in segments)
@@ -117,3 +120,11 @@ class Prompts:
         for index, turn in enumerate(turns):
             conversation.append_message(conversation.roles[index % 2], turn)
         return conversation.segments()
+
+
+def _without_end(segments: Sequence[Segment], answer: str) -> list[Segment]:
+    """The segments up to the last character of the last answer."""
+    last = max(i for i, segment in enumerate(segments) if segment.answer)
+    text = segments[last].text
+    said = text[: text.rindex(answer) + len(answer)]
+    return [*segments[:last], Segment(said, answer=True)]

@@ -64,6 +64,23 @@ def test_labels_are_of_the_last_answer(tokenizer):
         asking.labelled(["Who?", "a fox", "Sure?", ""])
 
 
+@pytest.mark.parametrize("version", ["v1", "v0", "llama_2", "mpt", "plain", "chat"])
+def test_an_answer_without_its_end(tokenizer, version):
+    """In any template: the same answer, after the same prompt, and nothing behind it."""
+    tokenizer.chat_template = CHAT
+    asking = prompts(tokenizer, version)
+    for turns in (["Who eats?", "a red fox"], ["Who?", "Yes", "Sure?", "Yes"]):
+        found = asking.labelled(turns, end=False)
+        said = [label for label in found.labels if label >= 0]
+        assert tokenizer.decode(said).strip() == turns[-1]
+        assert found.input_ids[-len(said) :] == said
+        begun = asking.ids(turns[:-1]).tolist()
+        whole = asking.labelled(turns).input_ids
+        if version != "plain":  # which takes two turns, and four here are of no record
+            assert begun == found.input_ids[: len(begun)] == whole[: len(begun)]
+        assert len(whole) > len(found.input_ids)
+
+
 def test_what_ends_an_answer(tokenizer):
     """The template's own mark, where it is not the tokenizer's."""
     assert prompts(tokenizer).stop == ""

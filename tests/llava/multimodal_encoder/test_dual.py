@@ -113,16 +113,16 @@ def test_capitals_where_the_tokenizer_keeps_them(tmp_path):
     assert torch.equal(dual.texts(["A DOG"]), dual.texts(["a dog"]))
 
 
-def test_a_long_text_is_cut_off(folder, theirs, caplog):
+def test_a_long_text_is_cut_off(folder, theirs, law_log):
     """As transformers truncates; said once, counted always, and a text that just fits is not it."""
     dual = build_dual(resolve(str(folder)).parts[0])
     long = ["ab" * duals.LENGTH, "b" * (2 * duals.LENGTH)]
     torch.testing.assert_close(dual.texts(long), own_texts(theirs, long), **CLOSE)
     dual.texts(long[:1])
     assert dual.truncated == 3
-    assert [r.message for r in caplog.records if "cut off" in r.message] == [
-        f"{folder} takes {duals.LENGTH} tokens of a text; longer ones are cut off, such as "
-        f"'{long[0][:60]}...'"
+    assert [line for line in law_log if "cut off" in line] == [
+        f"WARNING: {folder} takes {duals.LENGTH} tokens of a text; longer ones are cut off, such "
+        f"as '{long[0][:60]}...'"
     ]
     marks = len(dual.tokenizer("c")["input_ids"]) - 1
     dual.texts(["c" * (duals.LENGTH - marks)])
