@@ -19,6 +19,7 @@ FORMS = {
     "dump": Form("A_score.dump", "write projected tokens of benchmarks' images, for the cosine"),
     "cosine": Form("A_score.compute", "cosine of projected tokens to CLIP's (the paper's tables)"),
     "nll": Form("A_score.nll", "likelihood of captions through a stage-1 projector"),
+    "head": Form("A_score.contrastive.train", "train a head on a frozen tower; no language model"),
 }
 
 

@@ -1,0 +1,263 @@
+"""`law a-score head`: trains a head on a frozen tower, and measures it on held-out captions.
+
+docs/a_score.md says what a head is; training.py trains it.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava.config import to_plain
+from llava.errors import UsageError
+from llava.exits import run_command
+from llava.files import ensure_writable, write_json
+
+if TYPE_CHECKING:  # what computes is imported when there is something to compute: --help is quick
+    from A_score.contrastive.captions import Captions
+    from A_score.contrastive.config import TrainConfig
+    from A_score.contrastive.negatives import Phrases
+    from llava.data.tower_tokens import Tokens
+    from llava.model.contrastive.model import Head
+    from llava.model.multimodal_encoder.registry import Representation
+
+HELD_OUT = "heldout.json"
+
+
+def main(argv: list[str], prog: str = "python -m A_score.contrastive.train") -> None:
+    """Trains as far as that is not done, writes the head, prints the held-out alignment."""
+    arguments = _parser(prog).parse_args(argv)
+    if arguments.pool < 2:
+        raise UsageError(f"--pool {arguments.pool}: expected 2 or more")
+    if arguments.results and not arguments.held_out:
+        raise UsageError("--results: has rows of held-out alignment only; add --held-out JSON")
+    for path in filter(None, (arguments.out / "config.yaml", arguments.results)):
+        ensure_writable(path)
+    from A_score.contrastive.config import read_config
+    from llava.extraction import usable_device
+    from llava.model.multimodal_encoder.registry import parse_replacements, resolve
+
+    config = read_config(arguments.config, arguments.set)
+    arguments.device = usable_device(arguments.device)
+    representation = resolve(
+        arguments.tower, select=config.select, replace=parse_replacements(arguments.tower_alias)
+    )
+    with _processes(arguments.device):
+        _run(config, representation, arguments)
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Trains a head that brings a frozen tower's patches and captions together.",
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="YAML")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes of the config, e.g. batch_size=256 head.text.model=clip336",
+    )
+    parser.add_argument(
+        "--tower", required=True, metavar="NAME[.NAME]", help="a representation; see `law towers`"
+    )
+    parser.add_argument("--data", required=True, metavar="JSON", help="LLaVA's conversations")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--features",
+        type=Path,
+        metavar="STORE",
+        help="run the tower once, into this feature store (default: run it in every step)",
+    )
+    parser.add_argument(
+        "--frame", default="", help="default: a tower's own; of several, the one that all share"
+    )
+    parser.add_argument("--held-out", metavar="JSON", help="conversations to measure alignment on")
+    parser.add_argument(
+        "--pool", type=int, default=64, metavar="P", help="captions to choose among (default: 64)"
+    )
+    parser.add_argument(
+        "--name", metavar="NAME", help="of the held-out set in tables (default: its file's)"
+    )
+    parser.add_argument("--results", type=Path, metavar="CSV", help="append to this results table")
+    parser.add_argument(
+        "--tower-alias",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="read a tower's weights from another folder or hub id",
+    )
+    parser.add_argument("--dtype", default="float32", help="of the tower (default: float32)")
+    parser.add_argument("--device", default="", help="cpu, cuda:0, ...; default: a GPU if any")
+    parser.add_argument("--tower-batch", type=int, default=16, help="images at once (default: 16)")
+    parser.add_argument("--workers", type=int, default=2, help="threads that read images")
+    return parser
+
+
+def _run(
+    config: "TrainConfig", representation: "Representation", arguments: argparse.Namespace
+) -> None:
+    """All of one process's work; rank zero writes."""
+    import torch
+
+    from A_score.contrastive.captions import Captions
+    from A_score.contrastive.negatives import phrases_of
+    from A_score.contrastive.training import Training
+    from llava.data.records import Records
+    from llava.data.tower_tokens import default_frame
+    from llava.launch import launch
+    from llava.model.contrastive.model import Head
+    from llava.model.contrastive.saved import save_head
+    from llava.model.contrastive.texts import text_source
+    from llava.model.multimodal_encoder.preprocess import check_frame
+
+    frame = check_frame(arguments.frame or default_frame(representation))
+    captions = Captions(Records(arguments.data), config.seed)
+    held_out = Captions(Records(arguments.held_out), config.seed) if arguments.held_out else None
+    phrases = phrases_of(config.negatives) if config.negatives else None
+    known = _closed_set(captions, phrases) if config.head.text.source == "table" else []
+    torch.manual_seed(config.seed)
+    texts = text_source(config.head.text, known, arguments.device)
+    head = Head(config.head, representation.dim, texts).to(arguments.device)
+    tokens = _tokens(representation, frame, [captions, *filter(None, [held_out])], arguments)
+    facts = {
+        "data": arguments.data,
+        "records": captions.records.stamp,
+        "n": len(captions),
+        "config": to_plain(config),
+        "tower": _tower_facts(representation, frame, arguments.dtype),
+        "text": texts.facts(),
+        "phrases": to_plain(phrases),
+    }
+    training = Training(
+        config, head, captions, arguments.images, tokens, phrases, arguments.out, _digest(facts)
+    )
+    training.run()
+    if launch().rank == 0:
+        facts |= {"steps": training.steps, "processes": launch().world}
+        save_head(arguments.out, head, representation, frame, arguments.dtype, facts)
+        if held_out is not None:
+            _measure(config, representation, facts, head, tokens, held_out, arguments)
+        print(arguments.out)
+
+
+def _closed_set(captions: "Captions", phrases: "Phrases | None") -> list[str]:
+    """Every caption that a table must have: the data's, and what they are rewritten to."""
+    own = captions.every()
+    rewritten = [phrases.rewritten(one) for one in own] if phrases else []
+    return sorted({*own, *filter(None, rewritten)})
+
+
+def _tokens(
+    representation: "Representation",
+    frame: str,
+    sets: "list[Captions]",
+    arguments: argparse.Namespace,
+) -> "Tokens":
+    """What gives the tower's tokens; with a store, once that holds every image."""
+    from llava.data.images import path_inside
+    from llava.data.stored import StoredFeatures
+    from llava.data.tower_tokens import LiveTokens, Options, StoredTokens, fill
+
+    options = Options(arguments.dtype, arguments.device, arguments.tower_batch, arguments.workers)
+    if arguments.features is None:
+        return LiveTokens(representation, frame, options)
+    names = dict.fromkeys(one.image(i) for one in sets for i in range(len(one)))
+    images = [path_inside(arguments.images, name) for name in names]
+    fill(arguments.features, representation, frame, images, options)
+    _wait()
+    return StoredTokens(StoredFeatures(arguments.features, representation, frame, arguments.dtype))
+
+
+def _measure(
+    config: "TrainConfig",
+    representation: "Representation",
+    facts: dict[str, Any],
+    head: "Head",
+    tokens: "Tokens",
+    held_out: "Captions",
+    arguments: argparse.Namespace,
+) -> None:
+    """Writes heldout.json and the results table, and prints."""
+    from A_score.contrastive.heldout import alignment, as_text
+    from llava import results
+    from llava.provenance import commit
+
+    name = arguments.name or Path(arguments.held_out).stem
+    found = alignment(head, tokens, held_out, arguments.images, arguments.pool, config.seed)
+    protocol = "/".join(
+        [
+            config.head.kind + ("-rope" if config.head.rope else ""),
+            f"pool{arguments.pool}",
+            f"text-{config.head.text.source}",
+            f"train-{_digest(facts)[:12]}",
+            f"heldout-{held_out.records.stamp[:12]}",
+        ]
+    )
+    write_json(
+        arguments.out / HELD_OUT, {"benchmark": name, "protocol": protocol} | found.to_json()
+    )
+    print(as_text(found))
+    if arguments.results:
+        rows = found.rows(
+            name,
+            representation=representation.name,
+            protocol=protocol,
+            seed=config.seed,
+            spec_hash="+".join(part.hash() for part in representation.parts),
+            run_dir=str(arguments.out),
+            commit=commit() or "",
+        )
+        results.append(arguments.results, rows)
+
+
+def _tower_facts(representation: "Representation", frame: str, dtype: str) -> dict[str, Any]:
+    """What tokens depend on."""
+    return {
+        "specs": [part.hash() for part in representation.parts],
+        "join": [representation.join, representation.grid_align],
+        "frame": frame,
+        "dtype": dtype,
+    }
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    """64 hex digits over what training's numbers depend on, paths left out."""
+    counted = {key: value for key, value in facts.items() if key not in ("data", "processes")}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _processes(device: str) -> Iterator[None]:
+    """Under torchrun the processes can talk to each other inside of this."""
+    import torch.distributed as dist
+
+    from llava.launch import launch
+
+    if launch().world == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _wait() -> None:
+    """Until every process is here."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])
