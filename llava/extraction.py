@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -36,6 +37,8 @@ from llava.model.multimodal_encoder.registry import (
 from llava.model.multimodal_encoder.spec import SELECTS, TowerSpec
 
 logger = get_logger("features")
+
+T = TypeVar("T")
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 GIB = 1 << 30
@@ -126,7 +129,7 @@ def _extract_one(
     tower = None
     with ThreadPoolExecutor(max(1, workers)) as pool:
         load = functools.partial(_load, spec=spec, space=space, mirrored=mirrored)
-        loaded = _ahead(pool, share, load, max(1, workers))
+        loaded = read_ahead(pool, share, load, max(1, workers))
         what = f"{spec.id}@{spec.size}" + (", mirrored" if mirrored else "")
         for group in progress(loaded, what, total=len(share)):
             missing = [key for key in group.missing if not space.sound(key)]
@@ -162,13 +165,13 @@ def _compute(tower: VisionTower, space: Space, group: _Group, missing: list[str]
     return good
 
 
-def _ahead(
+def read_ahead(
     pool: ThreadPoolExecutor,
-    share: list[list[Path]],
-    load: Callable[[list[Path]], _Group],
+    share: Sequence[list[Path]],
+    load: Callable[[list[Path]], T],
     ahead: int,
-) -> Iterator[_Group]:
-    """Groups in order, the next `ahead` of them read and preprocessed meanwhile."""
+) -> Iterator[T]:
+    """What `load` makes of each group of files, in order, the next `ahead` of them meanwhile."""
     waiting = [pool.submit(load, paths) for paths in share[:ahead]]
     for following in [*share[ahead:], *[None] * len(waiting)]:
         group = waiting.pop(0).result()
