@@ -59,10 +59,12 @@ class Benchmark:
     """Documents of the evaluated split: what the standard error of an accuracy rests on."""
     run_noise: float | None = None
     """Documented standard deviation between identical training runs, in `unit`."""
-    spread: Literal["mean", "share", "circular", "mme"] = "mean"
+    spread: Literal["mean", "share", "circular", "mme", "groups"] = "mean"
     """How the value is made of what each question scored (llava/eval/evaluation/stderr.py)."""
     together: int = 1
     """Neighbouring documents that are scored together."""
+    local: bool = False
+    """Its data are files that the user has laid somewhere, and may change or change places."""
     prompts: dict[str, dict[str, bool]] = field(default_factory=dict)
     """Ways to ask, the usual one first: name -> what of lmms_eval_specific_kwargs it sets."""
     grader: Grader | None = None

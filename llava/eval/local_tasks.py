@@ -336,14 +336,14 @@ def likeliest(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float
     `results` has a (nats per token, greedy or not) for every choice, which lmms-eval 0.7.3 hands
     over as text and then cannot read itself. Raises LawError for one that is not a number.
     """
-    nlls = [_nats(one) for one in results]
+    nlls = [nats(one) for one in results]
     if any(math.isnan(nll) for nll in nlls):
         raise LawError(f"record '{doc['id']}': likelihoods of its choices are no numbers: {nlls}")
     return {"acc": float(nlls.index(min(nlls)) == doc["answer"])}
 
 
-def _nats(result: Any) -> float:
-    """The likelihood in a pair, or in the text of one."""
+def nats(result: Any) -> float:
+    """Nats per token: the likelihood in a pair, or in the text of one."""
     first = result.strip("()").partition(",")[0] if isinstance(result, str) else result[0]
     return float(first)
 

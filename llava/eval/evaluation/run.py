@@ -83,7 +83,7 @@ class Plan:
     manager: Any
     """lmms-eval's index of tasks."""
     changeable: set[str]
-    """Tasks of a user's own, which may have changed since they were evaluated."""
+    """Tasks or data of a user's own, which may have changed since they were evaluated."""
 
 
 def look(arguments: argparse.Namespace) -> Plan:
@@ -99,7 +99,12 @@ def look(arguments: argparse.Namespace) -> Plan:
     manager = task_manager([job.task for job in jobs], arguments.include_path, asked_as)
     jobs = grouped(jobs, manager, arguments.ocr, os.environ)
     _check_limits(jobs, asked.limit)
-    changeable = {job.task for job in jobs if _is_below(manager, job.task, arguments.include_path)}
+    own = arguments.include_path
+    changeable = {
+        job.task
+        for job in jobs
+        if (job.entry and job.entry.local) or _is_below(manager, job.task, own)
+    }
     return Plan(asked, jobs, manager, changeable)
 
 

@@ -85,11 +85,22 @@ def of_mme(values: Values, value: float, scale: float) -> Spread:
     return Spread(n, math.sqrt(variance), "images within categories; n counts images")
 
 
+def of_groups(values: Values, value: float, scale: float) -> Spread:
+    """The share of groups of documents all of which are right, such as the images of a pair."""
+    groups: dict[str, bool] = {}
+    for one in values:
+        groups[one["group"]] = groups.get(one["group"], True) and one["right"]
+    if not math.isclose(sum(groups.values()) / len(groups), value * scale, abs_tol=1e-9):
+        return Spread(len(groups), None, "the value is no share of groups that are right")
+    return _binary(len(groups), value, scale, "groups")
+
+
 KINDS: Mapping[str, Callable[[Values, float, float], Spread]] = {
     "mean": of_mean,
     "share": of_share,
     "circular": of_circular,
     "mme": of_mme,
+    "groups": of_groups,
 }
 
 

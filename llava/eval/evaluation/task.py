@@ -40,8 +40,9 @@ def documents(task: Any, limit: int | None) -> int:
 def described(task: Any, limit: int | None) -> dict[str, Any]:
     """What of a task its answers and numbers depend on, with hashes that tell a change.
 
-    `questions` is over prompts, choices and targets, in order; images do not count. `code` is over
-    the files of functions that neither lmms-eval nor this package brings.
+    `questions` is over prompts, choices and targets, in order; images do not count, unless a task
+    gives its documents a `digest` of theirs. `code` is over the files of functions that neither
+    lmms-eval nor this package brings.
     """
     config = task.dump_config()
     settings = {name: value for name, value in config.items() if name != "dataset_kwargs"}
@@ -175,7 +176,8 @@ def _asked(task: Any, count: int) -> Iterator[Any]:
         if place == count:
             return
         choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
-        yield [task.doc_to_text(doc), choices, task.doc_to_target(doc)]
+        asked = [task.doc_to_text(doc), choices, task.doc_to_target(doc)]
+        yield [*asked, doc["digest"]] if "digest" in doc else asked
 
 
 def _own_code(values: Any) -> list[str]:

@@ -87,13 +87,14 @@ def samples(run, name):
 
 @pytest.mark.parametrize("entry", catalog.benchmarks().values(), ids=lambda entry: entry.id)
 def test_the_catalog_against_lmms_eval(manager, entry):
-    """Every task is there, generates, gives the metric, and asks by default as the catalog says."""
+    """Every task is there, gives the metric, and asks by default as the catalog says."""
     for task in entry.tasks:
         if manager.task_index[task]["type"] == "group":
             assert entry.id == "scienceqa_full"
             continue
         config = harness("utils").load_yaml_config(manager.task_index[task]["yaml_path"])
-        assert config["output_type"] == "generate_until"
+        scored = "whatsup" in entry.sets  # by likelihoods
+        assert config["output_type"] == ("multiple_choice" if scored else "generate_until")
         metrics = {one["metric"]: one for one in config["metric_list"]}
         assert metrics[entry.metric]["higher_is_better"] is True
         averaged = metrics[entry.metric]["aggregation"] == "mean"
