@@ -20,13 +20,7 @@ USUAL_METRICS = ("individual", "pair", "set")
 
 def main(argv: list[str], prog: str = "law pairs run") -> None:
     """Scores what is not scored yet, writes the result and prints its accuracies."""
-    parser = _parser(prog)
-    module = None
-    name = _scorer_in(argv)
-    if name:
-        module = scorer_module(name)
-        module.add_arguments(parser.add_argument_group(f"--scorer {name}"))
-    arguments = parser.parse_args(argv)
+    arguments = parse(argv, prog)
     _check(arguments)
     # imported when there is something to do: --help is quick
     from llava import results
@@ -35,12 +29,21 @@ def main(argv: list[str], prog: str = "law pairs run") -> None:
     from llava.eval.pairs.table import as_text
 
     benchmarks = read_benchmarks(arguments.config, arguments.only, arguments.limit)
-    scorer = module.make(arguments)
+    scorer = scorer_module(arguments.scorer).make(arguments)
     result = evaluate(scorer, benchmarks, arguments.out, arguments.overwrite)
     if arguments.results:
         found = rows(result, arguments.metrics, str(arguments.out.parent))
         results.append(arguments.results, found, skip_known=True)
     print(as_text({str(arguments.out): result}), end="")
+
+
+def parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    """The command's flags with those of the scorer that --scorer names."""
+    parser = _parser(prog)
+    name = _scorer_in(argv)
+    if name:
+        scorer_module(name).add_arguments(parser.add_argument_group(f"--scorer {name}"))
+    return parser.parse_args(argv)
 
 
 def evaluate(
