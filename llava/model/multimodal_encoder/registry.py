@@ -355,6 +355,20 @@ def named_in(text: str, towers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def parts_of(name: str, towers: Mapping[str, str] | None = None) -> list[str]:
+    """Ids of a representation's towers, in order; `towers` as `parse_replacements` gives them.
+
+    Raises UnknownNameError for a name that is none.
+    """
+    return [part.known for part in _moved(name, towers) or _parts(name)]
+
+
+def replacements_in(name: str, towers: Mapping[str, str]) -> dict[str, str]:
+    """Those of `parse_replacements`' towers that are parts of a representation, by any alias."""
+    parts = parts_of(name, towers)
+    return {known: source for known, source in towers.items() if known in parts}
+
+
 def parse_replacements(pairs: Sequence[str]) -> dict[str, str]:
     """`OLD=NEW` flags as a mapping from a tower's id to where its weights are.
 
