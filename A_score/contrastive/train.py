@@ -108,6 +108,7 @@ def _run(
     import torch
 
     from A_score.contrastive.captions import Captions
+    from A_score.contrastive.heldout import pools
     from A_score.contrastive.negatives import phrases_of
     from A_score.contrastive.training import Training
     from llava.data.records import Records
@@ -121,6 +122,8 @@ def _run(
     frame = check_frame(arguments.frame or default_frame(representation))
     captions = Captions(Records(arguments.data), config.seed)
     held_out = Captions(Records(arguments.held_out), config.seed) if arguments.held_out else None
+    if held_out is not None:
+        pools(held_out, arguments.pool, config.seed)  # too few captions: said before the training
     phrases = phrases_of(config.negatives) if config.negatives else None
     known = _closed_set(captions, phrases) if config.head.text.source == "table" else []
     torch.manual_seed(config.seed)

@@ -1,0 +1,233 @@
+"""`law a-score head`: what it writes, that a killed run goes on, that two processes are one."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from headworld import ROOT, SMALL, flags, torchrun
+
+from A_score.contrastive import training
+from A_score.contrastive.config import read_config
+from A_score.contrastive.heldout import alignment, pools, recall
+from A_score.contrastive.train import main
+from A_score.contrastive.training import Batches
+from llava.errors import ConfigError, LawError, UsageError
+from llava.model.contrastive.saved import load_head
+from llava.results import read
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """A run with RoPE out of a feature store, measured on its own data."""
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    more = ["--features", str(out.parent / "store"), "--results", str(out.parent / "r.csv")]
+    more += ["--held-out", str(world / "data/train.json"), "--pool", "8", "--name", "shapes"]
+    main(flags(world, out, *more, config="pacl_rope"))
+    return out
+
+
+def weights(folder):
+    return load_head(folder).head.state_dict()
+
+
+def assert_same(one, other, **near):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], **(near or {"rtol": 0, "atol": 0}))
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_what_is_written(trained):
+    lines = log(trained)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert read_config(trained / "config.yaml").head.rope
+    saved = load_head(trained)
+    assert not saved.head.training
+    assert saved.head.config.rope
+    assert saved.training["steps"] == 6
+    assert saved.frame == "own"
+    assert len(saved.head.texts.captions) == 48
+
+
+def test_held_out_alignment(trained):
+    found = json.loads((trained / "heldout.json").read_text())
+    assert (found["n"], found["pool"], found["left_out"]) == (48, 8, 0)
+    text = (trained.parent / "r.csv").read_text()
+    for name, unit in (("image_to_text", "fraction"), ("infonce", "nats")):
+        line = next(line for line in text.splitlines() if f"shapes_{name}" in line)
+        assert f",A_head,shapes_{name},{found[name]['mean']}" in line
+        assert f",{unit}," in line
+        assert "pacl-rope/pool8/text-table/" in line
+    assert len(read(trained.parent / "r.csv")) == 3
+
+
+def test_the_tower_runs_or_is_read(world, trained, tmp_path):
+    """The same numbers with and without a feature store."""
+    main(flags(world, tmp_path / "live", config="pacl_rope"))
+    assert log(tmp_path / "live") == log(trained)
+    assert_same(weights(tmp_path / "live"), weights(trained))
+
+
+def test_a_killed_run_ends_the_same(world, trained, tmp_path, monkeypatch):
+    """Killed after the fourth of six steps, whose checkpoint is whole; dropout is on."""
+    own = training.Training._step
+
+    def killed(self, step, batch):
+        if step == 4:
+            raise KeyboardInterrupt
+        return own(self, step, batch)
+
+    again = flags(world, tmp_path / "run", config="pacl_rope")
+    monkeypatch.setattr(training.Training, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(again)
+    assert not (tmp_path / "run/head.safetensors").exists()
+    monkeypatch.setattr(training.Training, "_step", own)
+    main(again)
+    assert log(tmp_path / "run") == log(trained)
+    assert_same(weights(tmp_path / "run"), weights(trained))
+
+
+def test_another_run_is_refused(world, trained, tmp_path):
+    before = (trained / "config.yaml").read_text()
+    with pytest.raises(UsageError, match="of another run"):
+        main(flags(world, trained, config="pacl_rope", seed=1))
+    assert (trained / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "expected"),
+    [
+        ({"head.poolin": "sum"}, [], "unknown key 'poolin'; did you mean 'pooling'"),
+        ({"head.kind": "sparc"}, [], "take clip or llm"),
+        ({"negatives": "leftrigh"}, [], "did you mean 'leftright'"),
+        ({}, ["--results", "r.csv"], "add --held-out"),
+        ({}, ["--pool", "1"], "expected 2 or more"),
+        ({}, ["--set", "batch_size"], "expected KEY=VALUE"),
+        ({"batch_size": 0}, [], "expected 1 or more"),
+        ({"head.text": '{"source": "clip", "model": "TOWER"}'}, [], "no text half"),
+    ],
+)
+def test_what_cannot_be_meant(world, tmp_path, changes, more, expected):
+    changes = {key: str(v).replace("TOWER", str(world / "tower")) for key, v in changes.items()}
+    with pytest.raises(UsageError, match=expected):
+        main(flags(world, tmp_path / "run", *more, **changes))
+
+
+def test_too_large_a_pool(world, tmp_path):
+    """Is said before anything is trained."""
+    with pytest.raises(LawError, match="48 different captions, less than a pool of 64"):
+        main(flags(world, tmp_path / "run", "--held-out", str(world / "data/train.json"), steps=1))
+    assert not (tmp_path / "run/log.jsonl").exists()
+
+
+def test_negatives_take_part(world, tmp_path):
+    """Half of the captions have a left or right to exchange; the table knows what comes out."""
+    main(flags(world, tmp_path / "own", steps=1))
+    main(flags(world, tmp_path / "with", steps=1, negatives="leftright"))
+    assert log(tmp_path / "with")[0]["loss"] > log(tmp_path / "own")[0]["loss"] + 0.05
+
+
+@pytest.mark.parametrize("name", ["pacl", "pacl_rope", "sparc"])
+def test_shipped_configs(name):
+    config = read_config(ROOT / f"configs/A_score/{name}.yaml")
+    assert config.head.kind == name.partition("_")[0]
+    assert config.head.rope == (name != "pacl")
+    assert config.total_steps(1_200_000) == 2929
+    with pytest.raises(ConfigError, match=r"--set: head\.dropout: expected a number"):
+        read_config(ROOT / f"configs/A_score/{name}.yaml", ["head.dropout=much"])
+
+
+def test_batches_go_through_every_epoch():
+    batches = Batches(5, 3, seed=0)
+    stream = [entry for step in range(5) for entry in batches.of(step)]
+    for epoch in range(3):
+        part = stream[5 * epoch : 5 * epoch + 5]
+        assert sorted(part) == [(i, epoch) for i in range(5)]
+    assert [i for i, _ in stream[:5]] != [i for i, _ in stream[5:10]]
+    assert Batches(5, 3, seed=0).of(3) == stream[9:12]
+
+
+class Told:
+    """Captions of records in place of a file's."""
+
+    def __init__(self, captions):
+        self.captions = captions
+
+    def __len__(self):
+        return len(self.captions)
+
+    def caption(self, i, epoch):
+        return self.captions[i]
+
+
+def test_pools_have_no_caption_twice():
+    told = ["a"] * 3 + ["b", "c", "d"] * 2 + ["e"]
+    found, captions = pools(Told(told), 3, seed=0)
+    assert len(found) == 3
+    assert len({i for pool in found for i in pool}) == 9
+    for pool in found:
+        assert len({captions[i] for i in pool}) == 3
+    assert pools(Told(told), 3, seed=0)[0] == found
+
+
+def test_recall_counts_no_ties():
+    scores = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 2.0]])
+    assert recall(scores) == pytest.approx(2 / 3)
+    assert recall(torch.ones(3, 3)) == 0
+
+
+class Oracle(torch.nn.Module):
+    """Scores a given number for an image's own caption, 0 for others."""
+
+    scale = torch.tensor(1.0)
+
+    def __init__(self, sure):
+        super().__init__()
+        self.sure = sure
+
+    def patches(self, tokens):
+        return tokens
+
+    def embed(self, captions):
+        return captions
+
+    def scores(self, patches, texts):
+        return self.sure * torch.eye(len(texts))
+
+
+@pytest.mark.parametrize(("sure", "right"), [(1.0, 1.0), (-1.0, 0.0), (0.0, 0.0)])
+def test_alignment_of_an_oracle(sure, right, tmp_path):
+    told = Told([f"caption {i}" for i in range(9)])
+    told.image = lambda i: f"{i}.png"
+    found = alignment(Oracle(sure), len, told, tmp_path, 4, seed=0)
+    assert (found.n, found.left_out) == (8, 1)
+    assert found.mean("image_to_text") == found.mean("text_to_image") == right
+    expected = torch.tensor(3 + torch.e**sure).log().item() - sure
+    assert found.mean("infonce") == pytest.approx(expected)
+    assert found.stderr("infonce") == pytest.approx(0)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(world, tmp_path):
+    """The same losses and weights up to the order of sums; with negatives, unequal in number."""
+    same = SMALL | {"head.dropout": 0, "negatives": "leftright", "steps": 3}
+    del same["head.pooling"]
+    main(flags(world, tmp_path / "one", **same))
+    more = ["--features", str(tmp_path / "store")]
+    done = subprocess.run(
+        torchrun(*flags(world, tmp_path / "two", *more, **same)),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "two")
+    for one, other in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-4)
