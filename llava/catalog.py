@@ -65,6 +65,8 @@ class Benchmark:
     """Neighbouring documents that are scored together."""
     local: bool = False
     """Its data are files that the user has laid somewhere, and may change or change places."""
+    pairs: bool = False
+    """An accuracy of a pair benchmark that only `law pairs run` measures, no task of lmms-eval."""
     prompts: dict[str, dict[str, bool]] = field(default_factory=dict)
     """Ways to ask, the usual one first: name -> what of lmms_eval_specific_kwargs it sets."""
     grader: Grader | None = None
@@ -79,6 +81,8 @@ class Benchmark:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Every lmms-eval task that can measure it."""
+        if self.pairs:
+            return ()
         if self.grader:
             return (self.grader.task, self.grader.without)
         return (self.task or self.id,)

@@ -194,7 +194,12 @@ def _listed(name: str, environment: Mapping[str, str]) -> Job | None:
 
 
 def _usual_task(entry: catalog.Benchmark, environment: Mapping[str, str]) -> str:
-    """The task that measures a benchmark here."""
+    """The task that measures a benchmark here; UsageError where none does."""
+    if entry.pairs:
+        raise UsageError(
+            f"--tasks {entry.id}: no task of lmms-eval measures it, but a run of its own: "
+            "law pairs run --scorer vqa --model-path RUN --results CSV ... (docs/pairs.md)"
+        )
     if entry.grader is None:
         return entry.tasks[0]
     if entry.grader.judge(environment):

@@ -42,6 +42,12 @@ def tasks(*names, ocr=False, environment=None):
     return [job.task for job in jobs_of(names, ocr, environment or {})]
 
 
+def test_what_only_law_pairs_measures_is_no_task():
+    assert catalog.benchmark_id("MMVP (pairs)") == "mmvp_pair"
+    with pytest.raises(UsageError, match="law pairs run --scorer vqa --model-path RUN"):
+        jobs_of(["MMVP (pairs)"], False, {})
+
+
 def test_the_papers_set():
     """Its eight benchmarks in its order, under the tasks that measure them; the id is the law's."""
     jobs = jobs_of(["paper8"], False, {})

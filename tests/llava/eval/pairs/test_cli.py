@@ -9,6 +9,7 @@ from pathlib import Path
 import pair_files
 import pytest
 
+from llava import catalog
 from llava.__main__ import COMMANDS
 from llava.errors import LawError, UsageError
 from llava.eval.pairs import cli, where
@@ -199,3 +200,16 @@ def test_where_checks_what_was_got(mmvp, capsys):
 def test_flags_of_where_go_together(words):
     with pytest.raises(UsageError):
         where.main(words)
+
+
+def test_columns_of_results_have_names():
+    """Every published benchmark is shown by a name of its own, and none is in the law's eight."""
+    counts = {name: one for source in sources().values() for name, one in source.counts.items()}
+    known = catalog.benchmarks()
+    for name in sorted(set(counts) - {"mmvp_corrected"}):
+        entry = known[f"{name}_individual"]
+        assert entry.unit == "fraction" and entry.metric == "individual" and not entry.in_law
+        assert entry.display != entry.id and entry.items == counts[name]["images"]
+        assert entry.pairs == (not name.startswith("whatsup"))
+        if counts[name]["items"] < counts[name]["images"]:
+            assert known[f"{name}_pair"].metric == "pair"
