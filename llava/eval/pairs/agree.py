@@ -44,6 +44,8 @@ def main(argv: Sequence[str], prog: str = "agree") -> None:
             f"{prog} runs in one process; fill a store in several by `torchrun ... law features "
             "--out STORE`, then pass --features STORE"
         )
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UsageError(f"--limit {arguments.limit}: expected 1 or more")
     for path in (arguments.out, arguments.results):
         if path:
             ensure_writable(path)

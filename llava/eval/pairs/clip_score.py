@@ -49,7 +49,7 @@ class ClipScorer(Scorer):
 
     def facts(self) -> dict[str, Any]:
         """The model with both of its halves, and how images are shown to it."""
-        spec = self.dual.spec
+        spec, dtype = self.dual.spec, dtype_name(self.dual.dtype)
         return {
             "scorer": self.name,
             "representation": self.representation,
@@ -58,8 +58,9 @@ class ClipScorer(Scorer):
             "spec_hash": spec.hash(),
             "texts": self.dual.text_digest,
             "frame": self.dual.frame,
-            "dtype": dtype_name(self.dual.dtype),
+            "dtype": dtype,
             "score": "cosine",
+            "protocol": f"cosine/{self.dual.frame}/{dtype}",
         }
 
     def _images(self, paths: Sequence[Path]) -> dict[Path, np.ndarray]:

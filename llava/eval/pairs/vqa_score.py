@@ -10,9 +10,9 @@ The likelihoods are those of the A score (llava/model/likelihood.py) under the t
 
 import argparse
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from llava.eval.pairs.items import Item
 from llava.eval.pairs.pictures import open_picture
 from llava.eval.pairs.scorer import Scorer
 from llava.eval.prompts import is_plain, version_of
+from llava.eval.vision_cache import VisionCache
 from llava.extraction import usable_device
 from llava.log import get_logger
 from llava.model.builder import load_pretrained_model
@@ -68,6 +69,9 @@ class VqaScorer(Scorer):
 
         Raises LawError for images that do not decode and for texts beyond the model's length.
         """
+        # what the towers gave in other calls was computed in other batches: a run that goes on
+        # after a kill has none of it, and is to end with the same digits
+        self.answering.cache = VisionCache(self.answering.model, self.answering.cache.processor)
         found = [np.full((len(item.images), len(item.captions)), np.nan) for item in items]
         places, questions, answers = [], [], []
         for number, item in enumerate(items):
@@ -84,13 +88,18 @@ class VqaScorer(Scorer):
 
     def facts(self) -> dict[str, Any]:
         """The checkpoint, how it is asked and what becomes of the likelihood."""
+        dtype = dtype_name(self.answering.model.dtype)
+        asked = [self.answering.prompts.version, "mean-with-end" if self.end else "sum", dtype]
+        if self.question != QUESTION:
+            asked.append(hashlib.sha256(self.question.encode()).hexdigest()[:8])
         return self._facts | {
             "scorer": self.name,
             "question": self.question,
             "answer": ANSWER,
             "answer_end": self.end,
             "score": "exp of the mean log p over tokens" if self.end else "exp of the sum of log p",
-            "dtype": dtype_name(self.answering.model.dtype),
+            "dtype": dtype,
+            "protocol": "/".join(asked),
         }
 
     def _asked(self, item: Item, caption: str) -> tuple[str, str]:
@@ -199,7 +208,7 @@ def facts_of(who: Subject, model: Any) -> dict[str, Any]:
     """What tells a checkpoint from another one, and how it looks at images."""
     config = model.config
     return {
-        "model": Path(who.path).name,
+        "model": who.path,
         "run_dir": who.path,
         "fingerprint": who.fingerprint,
         "representation": who.representation,

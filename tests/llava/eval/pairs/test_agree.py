@@ -276,6 +276,7 @@ def test_images_that_are_the_same(tmp_path, world):
         (["clip", "--frame", "padd"], "unknown frame 'padd'"),
         (["clip", "--dtype", "float"], "--dtype: unknown dtype"),
         (["clip", "--batch-size", "0"], "--batch-size 0"),
+        (["clip", "--limit", "0"], "--limit 0: expected 1 or more"),
         (["clip", "--tower-alias", "dinov2=x"], "--tower-alias: none of .* has facebook/dinov2"),
         (["clip", "--only", "mad"], "--only.*unknown benchmark 'mad'"),
         (["clip", "--beside", "nothing"], "unknown tower"),

@@ -143,6 +143,11 @@ def test_batches_change_nothing(scorer, items):
     for size in (2, 5, 16):
         for one, other in zip(alone, scorer(size).scores(items), strict=True):
             np.testing.assert_allclose(one, other, rtol=2e-5)
+    scoring = scorer(4)
+    whole, last = scoring.scores(items)[2], scoring.scores(items[2:])[0]
+    np.testing.assert_allclose(whole, last, rtol=2e-5)
+    # what was scored before leaves no trace, so that a run that goes on has the same digits
+    np.testing.assert_array_equal(last, scorer(4).scores(items[2:])[0])
     backwards = scorer(4).scores(items[::-1])[::-1]
     for one, other in zip(alone, backwards, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5)
@@ -204,6 +209,7 @@ def test_a_template_of_ones_own(loaded, scorer, items):
     expected = directly(loaded, braces.images[0], "Is it {0} {a}?", ANSWER, True)
     assert scores[0, 0] == pytest.approx(expected, rel=2e-5)
     assert asked.facts()["question"] == "Is it {}?"
+    assert asked.facts()["protocol"] != scorer().facts()["protocol"]
     for wrong in ("Is it so?", "{} or {}?"):
         with pytest.raises(UsageError, match="places for the caption"):
             scorer(question=wrong)
@@ -243,7 +249,12 @@ def test_from_the_command_line(world, scorer, items):
     assert len(facts["spec_hash"]) == 64 and facts["answer_end"] is True
     assert vqa_score.make(flags(*run)).facts() == facts
     other = vqa_score.make(flags(*run, "--no-answer-eos")).facts()
-    assert {name for name in facts if facts[name] != other[name]} == {"answer_end", "score"}
+    assert {name for name in facts if facts[name] != other[name]} == {
+        "answer_end",
+        "protocol",
+        "score",
+    }
+    assert facts["protocol"] == "vicuna_v1/mean-with-end/float32"
     assert made.performance and made.answers
 
 
