@@ -21,7 +21,7 @@ ACTIONS = {
     "table": Action("llava.eval.pairs.table", "results of several runs beside each other"),
     "where": Action("llava.eval.pairs.where", "where to get the data, and whether it is all there"),
     "make-synthetic": Action("llava.eval.pairs.synthetic", "make pairs of coloured shapes"),
-    "train-embedder": Action("llava.train.embedding", "train a LLaVA to give embeddings"),
+    "train-embedder": Action("llava.eval.pairs.train_embedder", "train a LLaVA to give embeddings"),
 }
 
 

@@ -16,9 +16,10 @@ from llava.errors import LawError, UsageError
 from llava.eval.embedding import Embedder, Entry, base_of, instruction, load_embedder
 from llava.eval.evaluation.subject import Subject, subject
 from llava.eval.pairs.items import Item
+from llava.eval.pairs.pictures import open_picture
 from llava.eval.pairs.questions import question
 from llava.eval.pairs.scorer import Scorer
-from llava.extraction import decode, usable_device
+from llava.extraction import usable_device
 from llava.log import get_logger
 from llava.model.multimodal_encoder.registry import parse_replacements
 from llava.model.representation import dtype_name
@@ -62,10 +63,14 @@ class EmbedScorer(Scorer):
     def facts(self) -> dict[str, Any]:
         """Everything that the scores depend on, as plain JSON values."""
         model = self.embedder.model
+        asked = f"question/order{self.seed}" if self.questions else "no-question"
         return {
+            "protocol": f"last-token/{asked}",
             "representation": self.who.representation,
             "spec_hash": self.who.spec_hash,
             "model": self.who.path,
+            "run_dir": self.who.path,
+            "seed": self.who.seed,
             "fingerprint": self.who.fingerprint,
             "select_feature": getattr(model.config, "mm_vision_select_feature", None),
             "dtype": dtype_name(model.dtype),
@@ -90,7 +95,7 @@ class EmbedScorer(Scorer):
         return [instruction(text) for text in found]
 
     def _entry(self, item: Item, image: int, path: Path, text: str) -> Entry:
-        where = f"item {item.id}, image {image} ({path})"
+        where = f"item {item.id}, image {image}"
         return Entry(text, lambda: _opened(path, where), where)
 
     def _vectors(self, entries: dict[Any, Entry], what: str) -> dict[Any, np.ndarray]:
@@ -116,9 +121,7 @@ def _matrix(item: Item, images_IH: np.ndarray, captions_CH: np.ndarray) -> np.nd
 
 def _opened(path: Path, where: str) -> Image.Image:
     try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise LawError(f"{where}: cannot be read: {error.strerror or error}") from None
+        return open_picture(path)
     except LawError as error:
         raise LawError(f"{where}: {error}") from None
 

@@ -13,12 +13,13 @@ from world import as_flags, losses, stage1, stage2
 
 from llava.errors import LawError, UsageError
 from llava.eval.embedding import Entry, instruction, load_embedder
+from llava.eval.pairs.train_embedder import main
 from llava.model.builder import load_pretrained_model
-from llava.train.embedding import main, run
+from llava.train.embedding import run
 from llava.train.embedding.pairs import Pairs, turns
 from llava.train.train import main as train
 
-STARTED = "from llava.train.embedding import main; import sys; main(sys.argv[1:])"
+STARTED = "from llava.eval.pairs.train_embedder import main; import sys; main(sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,8 @@ def test_killed(flags, tmp_path):
     """By SIGKILL at once after a checkpoint; the next start ends as a run that was not."""
     main(flags("whole"))
     code = (
-        "import os, signal\nfrom llava.train.embedding import main, run\nimport sys\n"
+        "import os, signal, sys\nfrom llava.train.embedding import run\n"
+        "from llava.eval.pairs.train_embedder import main\n"
         "save = run.save\n"
         "def killed(*a):\n    save(*a)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "run.save = killed\nmain(sys.argv[1:])"

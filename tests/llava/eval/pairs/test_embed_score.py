@@ -70,6 +70,7 @@ def test_no_question(world, items):
     assert {k for k, v in plain.facts().items() if v != asked.facts()[k]} == {
         "instruction",
         "order_seed",
+        "protocol",
     }
 
 
@@ -99,7 +100,7 @@ def test_broken_image(world, tmp_path):
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:80])
     images = (tmp_path / "a.png", tmp_path / "b.png")
     item = Item("7", images, CAPTIONS[:2], (0, 1), ((0, 1), (0, 1)), ((0, 1),))
-    with pytest.raises(LawError, match=r"item 7, image 1 .*b\.png\): does not decode"):
+    with pytest.raises(LawError, match=r"item 7, image 1: .*b\.png: does not decode"):
         scorer(world).scores([item])
 
 
