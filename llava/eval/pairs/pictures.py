@@ -54,6 +54,7 @@ def in_batches(
     """
 
     def prepared(group: Sequence[Path]) -> torch.Tensor:
+        """Pixels [B, 3, S, S] of one group."""
         return torch.cat([_preprocessed(path, preprocess) for path in group])
 
     groups = groups_of(paths, size)

@@ -119,6 +119,7 @@ class VqaScorer(Scorer):
         path = item.images[image]
 
         def opened() -> tuple[list[str], list[Image.Image]]:
+            """The turn and its image, when the question's turn comes."""
             return [self.answering.prompts.with_images(text, 1)], [self._opened(path)]
 
         return Question(opened, size, f"item {item.id}, {path.name}")
