@@ -20,13 +20,19 @@ take_one() {
   fi
 }
 
+# result CONFIG: the file of one model's result; no name begins with a dot
+result() {
+  local name="${WHO//\//-}"
+  while [[ "$name" == [.-]* ]]; do name="${name:1}"; done
+  echo "$OUT/$1/$name-$SCORER.json"
+}
+
 # score CONFIG FLAGS...: `law pairs run` of configs/pairs/CONFIG.yaml; what is there is not scored again
 score() {
-  local more=() name
+  local more=()
   require law
-  name="$(tr '/' '-' <<< "${WHO#/}")"
   [ -z "${RESULTS:-}" ] || more+=(--results "$RESULTS")
   [ -z "${LIMIT:-}" ] || more+=(--limit "$LIMIT")
   law pairs run --config "${CONFIGS:-$ROOT/configs/pairs}/$1.yaml" --scorer "$SCORER" "${WHICH[@]}" \
-    --out "$OUT/$1/$name-$SCORER.json" "${more[@]}" "${@:2}"
+    --out "$(result "$1")" "${more[@]}" "${@:2}"
 }

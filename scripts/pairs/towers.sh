@@ -15,6 +15,6 @@ files=()
 for MODEL in $MODELS; do
   take_one
   score "$CONFIG" "$@" > /dev/null
-  files+=("$OUT/$CONFIG/$(tr '/' '-' <<< "${MODEL#/}")-clip.json")
+  files+=("$(result "$CONFIG")")
 done
 law pairs table "${files[@]}"

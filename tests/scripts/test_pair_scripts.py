@@ -82,8 +82,8 @@ def test_mmvp_of_a_clip(call):
 
 
 def test_towers_end_in_a_table(call):
-    assert call("towers", MODELS="a/b c") == [
-        asked("whatsup", "clip", "a-b", "--model", "a/b"),
+    assert call("towers", MODELS="./a/b c") == [
+        asked("whatsup", "clip", "a-b", "--model", "./a/b"),
         asked("whatsup", "clip", "c", "--model", "c"),
         [*("pairs", "table"), *(f"results/pairs/whatsup/{x}-clip.json" for x in ("a-b", "c"))],
     ]

@@ -36,8 +36,8 @@ IDENTITY = (
     "texts",
 )
 """Facts that say who was asked; the others say how, and are part of a protocol."""
-USUAL_FEATURE = "patch"
-"""The select_feature that a protocol does not name."""
+USUAL_FEATURES = (None, "patch", "embedding")
+"""The select_feature that a protocol does not name: all patches, a CLIP's own embedding."""
 KEYS = {"version", "fingerprint", "scorer", "facts", "protocol", "quantity", "results"}
 
 
@@ -87,7 +87,7 @@ def scorer_protocol(scorer: str, facts: dict[str, Any]) -> str:
     """
     feature = facts.get("select_feature")
     parts = [scorer]
-    if feature not in (None, USUAL_FEATURE):
+    if feature not in USUAL_FEATURES:
         parts.append(f"select={feature}")
     if facts.get("protocol"):
         return "/".join([*parts, str(facts["protocol"])])

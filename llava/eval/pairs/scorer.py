@@ -36,6 +36,8 @@ class Scorer(ABC):
 
         `representation` (as results tables call the towers), `model`, `select_feature` and
         `spec_hash` are among it where they are known. Two scorers of equal facts give equal scores.
+        Those that result.IDENTITY does not list say how is asked; a results table's protocol holds
+        a hash of them, or the text of the fact `protocol` in its place.
         """
 
 
