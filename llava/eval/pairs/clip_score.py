@@ -54,7 +54,6 @@ class ClipScorer(Scorer):
             "scorer": self.name,
             "representation": self.representation,
             "model": spec.weights or spec.id,
-            "select_feature": "embedding",
             "spec_hash": spec.hash(),
             "texts": self.dual.text_digest,
             "frame": self.dual.frame,

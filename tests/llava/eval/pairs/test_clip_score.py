@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from llava.errors import LawError, UsageError
-from llava.eval.pairs import clip_score, run, scoring
+from llava.eval.pairs import clip_score, result, run, scoring
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.pictures import open_picture
 from llava.eval.pairs.synthetic import make_synthetic
@@ -126,6 +126,7 @@ def test_facts(folder):
     assert json.loads(json.dumps(facts)) == facts == scorer(folder).facts()
     assert facts["representation"] == facts["model"] == str(folder)
     assert len(facts["spec_hash"]) == len(facts["texts"]) == 64
+    assert result.scorer_protocol("clip", facts) == "clip/cosine/own/float32"
     assert not clip_score.ClipScorer.performance and not clip_score.ClipScorer.answers
 
 

@@ -19,6 +19,7 @@ from llava.eval.answering import Answering
 from llava.eval.pairs import vqa_score
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.pictures import open_picture
+from llava.eval.pairs.result import scorer_protocol
 from llava.eval.pairs.vqa_score import ANSWER, QUESTION, VqaScorer
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
@@ -254,7 +255,7 @@ def test_from_the_command_line(world, scorer, items):
         "protocol",
         "score",
     }
-    assert facts["protocol"] == "vicuna_v1/mean-with-end/float32"
+    assert scorer_protocol("vqa", facts) == "vqa/vicuna_v1/mean-with-end/float32"
     assert made.performance and made.answers
 
 
