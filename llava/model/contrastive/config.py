@@ -92,5 +92,10 @@ class HeadConfig:
                 f"text: kind 'sparc' groups patches by text tokens, and source "
                 f"'{self.text.source}' has one vector for a caption; take clip or llm, or kind pacl"
             )
+        if self.mean_over == "all" and self.text.source == "llm":
+            raise ValueError(
+                "mean_over: 'all' counts padding, which of source 'llm' is as long as the captions "
+                "beside; take valid, or source clip, whose texts are all of one length"
+            )
         if self.kind == "sparc" and self.weights_from == "own":
             raise ValueError("weights_from: is of kind 'pacl'")

@@ -19,6 +19,7 @@ from llava.model.contrastive.config import TextConfig
 from llava.model.multimodal_encoder.dual import build_dual, has_text
 from llava.model.multimodal_encoder.pretrained import folder_digest
 from llava.model.multimodal_encoder.registry import resolve
+from llava.model.multimodal_encoder.vit import quiet
 
 
 class TextSource(ABC):
@@ -76,11 +77,18 @@ class LanguageModelTexts(TextSource):
 
         self.source = config.model
         try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
-            model = transformers.AutoModel.from_pretrained(self.source, dtype=torch.float32)
+            with quiet():
+                self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
+                model, found = transformers.AutoModel.from_pretrained(
+                    self.source, dtype=torch.float32, output_loading_info=True
+                )
         except Exception as error:  # OSError, ValueError, SafetensorError, ...
             reason = str(error).strip().splitlines()[0]
             raise LawError(f"text.model: {self.source} cannot be read: {reason}") from error
+        if missing := sorted(found["missing_keys"]):
+            raise LawError(
+                f"text.model: {self.source} lacks {len(missing)} weights, such as {missing[0]}"
+            )
         if self.tokenizer.pad_token is None:  # masked below, so any will do
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"
