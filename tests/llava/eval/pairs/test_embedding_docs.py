@@ -87,7 +87,7 @@ def test_lmms_eval(folder, monkeypatch, capsys):
     numbers = json.loads((folder / "runs/stage2/eval/whatsup_a.json").read_text())["metrics"]
     row = next(line for line in done.stdout.splitlines() if re.match(r"\|\s*whatsup_a\s*\|", line))
     rows = done.stdout[done.stdout.index(row) :].splitlines()[:3]
-    told = {cells[4].strip(): float(cells[5]) for cells in (one.split("|")[1:] for one in rows)}
+    told = {cells[3].strip(): float(cells[5]) for cells in (one.split("|")[1:] for one in rows)}
     assert told == {name: pytest.approx(one["value"], abs=6e-5) for name, one in numbers.items()}
 
 
