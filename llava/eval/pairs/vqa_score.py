@@ -19,13 +19,15 @@ import numpy as np
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import template
+from llava.data.masks import CHAT
 from llava.errors import LawError, UsageError
 from llava.eval.answering import Answering, AnswerScore, Question
 from llava.eval.evaluation.subject import Subject, subject
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.pictures import open_picture
 from llava.eval.pairs.scorer import Scorer
-from llava.eval.prompts import is_plain, version_of
+from llava.eval.prompts import is_plain
 from llava.eval.vision_cache import VisionCache
 from llava.extraction import usable_device
 from llava.log import get_logger
@@ -193,16 +195,21 @@ def check_asked(checkpoint: Checkpoint, asked: str | None) -> None:
     if checkpoint.file("config.json") is None:
         return
     trained = checkpoint.config.get("conversation_version")
-    version = version_of(trained, asked)
-    if is_plain(version):
+    version = asked or trained
+    if version and is_plain(version):
         raise UsageError(
             f"{checkpoint.path} would be asked in '{version}', the template of captions alone: it "
             "has never answered a question. Finetune it first (bash scripts/v1_5/train/"
             "finetune.sh), then --model-path that run; how well a stage 1 reads images tells "
             "law a-score nll"
         )
-    if trained and asked and asked != trained:
+    if trained and asked and _differ(trained, asked):
         logger.warning("%s was trained with %s and is asked in %s", checkpoint.path, trained, asked)
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two names are of unlike templates."""
+    return one != other and (CHAT in (one, other) or template(one) != template(other))
 
 
 def facts_of(who: Subject, model: Any) -> dict[str, Any]:

@@ -86,6 +86,16 @@ def test_tokens(dual, theirs):
         torch.testing.assert_close(project(last), dual.texts(TEXTS), **CLOSE)
 
 
+def test_an_early_conversion(tmp_path):
+    """OpenAI's own configs say that a text ends with id 2; it ends with its largest id."""
+    folder = duals.save_dual(tmp_path / "clip", "clip")
+    usual = build_dual(resolve(str(folder)).parts[0]).texts(TEXTS)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    assert torch.equal(build_dual(resolve(str(folder)).parts[0]).texts(TEXTS), usual)
+
+
 def test_siglip_reads_its_padding(tmp_path):
     """As it was trained: the mask that transformers could be given would change the embedding."""
     folder = duals.save_dual(tmp_path / "s", "siglip")

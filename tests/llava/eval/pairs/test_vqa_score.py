@@ -23,6 +23,7 @@ from llava.eval.pairs.result import scorer_protocol
 from llava.eval.pairs.vqa_score import ANSWER, QUESTION, VqaScorer
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint_layout import Checkpoint
 from llava.train.a_score import score_alignment
 from llava.train.train import main as train
 
@@ -277,3 +278,14 @@ def test_what_cannot_be_asked(world, given, message, monkeypatch):
     monkeypatch.setattr(vqa_score, "load_pretrained_model", None)
     with pytest.raises(UsageError, match=message):
         vqa_score.make(flags("--model-path", *given))
+
+
+def test_another_template_is_said(world, law_log):
+    """It is asked in, since that was asked for; another name of its own is no other one."""
+    checkpoint = Checkpoint(str(world / "stage2"))
+    vqa_score.check_asked(checkpoint, "vicuna_v1")
+    assert not law_log
+    vqa_score.check_asked(checkpoint, "llava_llama_2")
+    assert law_log == [
+        f"WARNING: {world / 'stage2'} was trained with v1 and is asked in llava_llama_2"
+    ]
