@@ -31,6 +31,8 @@ def main(argv: list[str], prog: str = "law pairs run") -> None:
     benchmarks = read_benchmarks(arguments.config, arguments.only, arguments.limit)
     scorer = scorer_module(arguments.scorer).make(arguments)
     result = evaluate(scorer, benchmarks, arguments.out, arguments.overwrite)
+    if result is None or launch().rank:
+        return
     if arguments.results:
         found = rows(result, arguments.metrics, str(arguments.out.parent))
         results.append(arguments.results, found, skip_known=True)
@@ -48,25 +50,27 @@ def parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
 
 def evaluate(
     scorer: Scorer, benchmarks: Sequence[Benchmark], out: Path, overwrite: bool = False
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """The result (result.py says of what form), written to `out`; what is there is not redone.
 
-    Raises UsageError where the scorer takes no questions and a benchmark asks some, and LawError
-    where `out` holds something else and is not to be overwritten.
+    Of several processes only the first has what was scored now. Raises UsageError where the scorer
+    takes no questions and a benchmark asks some, and LawError where `out` holds something else and
+    is not to be overwritten.
     """
     from llava.eval.pairs.result import whole
-    from llava.eval.pairs.scoring import benchmark_digest, fingerprint, score_all
+    from llava.eval.pairs.scoring import benchmark_digest, fingerprint, forget, score_all
 
     _check_questions(scorer, benchmarks)
     digests = {one.name: benchmark_digest(one) for one in benchmarks}
     mark = fingerprint({"scorer": scorer.name} | scorer.facts(), digests)
     if out.exists() and not overwrite:
         return _there(out, mark)
-    beside = out.with_name(f"{out.name}.scores.jsonl")
-    scores = score_all(scorer, benchmarks, beside, mark)
+    scores = score_all(scorer, benchmarks, out, mark)
+    if scores is None:
+        return None
     result = whole(scorer, benchmarks, scores, digests, mark)
     write_json(out, result)
-    beside.unlink()
+    forget(out)
     return result
 
 
@@ -102,12 +106,6 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in arguments.metrics:
         if name not in ACCURACIES:
             raise UsageError(f"--metrics: {unknown_name('accuracy', name, ACCURACIES)}")
-    if launch().world > 1:
-        raise UsageError(
-            f"law pairs run is one process and was launched as {launch().world}; to use several "
-            "GPUs start one for each benchmark: CUDA_VISIBLE_DEVICES=0 law pairs run --only NAME "
-            "--out NAME.json ..., and read the files together with law pairs table"
-        )
     if arguments.out.suffix != ".json":
         raise UsageError(f"--out {arguments.out}: expected a name that ends in .json")
     for path in filter(None, (arguments.out, arguments.results)):

@@ -3,26 +3,35 @@
 Items are scored in pieces of a fixed size; a piece that is done is a line of a file beside the
 result. A piece is the same whether the run was interrupted or not, so its batches are, and so are
 its numbers to the last digit. The file's first line says what the scores depend on; lines of
-something else, and a last line that was cut off, are not read.
+something else, and a last line that was cut off, are not read. Of several processes each takes
+every n-th piece and has a file of its own; all files are read, whichever number of processes wrote
+them.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llava.errors import LawError
+from llava.errors import LawError, UsageError
 from llava.eval.pairs.items import Benchmark, Item
 from llava.eval.pairs.scorer import Scorer
 from llava.files import write_text
+from llava.launch import Launch, launch
 from llava.log import get_logger, progress
 
 logger = get_logger("pairs")
 
+Piece = tuple[str, int, tuple[Item, ...]]
+"""(benchmark, place of its first item, items)."""
+Done = dict[tuple[str, int], list[np.ndarray]]
+"""(benchmark, place of its first item) -> [I, C] of its items."""
 PIECE = 64
 """Items scored at once."""
 VERSION = 1
@@ -53,32 +62,50 @@ def fingerprint(facts: dict[str, Any], digests: dict[str, str]) -> str:
 
 
 def score_all(
-    scorer: Scorer, benchmarks: Sequence[Benchmark], path: Path, mark: str
-) -> dict[str, list[np.ndarray]]:
-    """Benchmark -> [I, C] of every item, in order; pieces that `path` holds are not scored again.
+    scorer: Scorer, benchmarks: Sequence[Benchmark], out: Path, mark: str
+) -> dict[str, list[np.ndarray]] | None:
+    """Benchmark -> [I, C] of every item, in order; None in processes other than the first.
 
-    `mark` is the fingerprint of all that they depend on.
+    Pieces that stand beside `out` already are not scored again. `mark` is the fingerprint of all
+    that they depend on.
     """
-    done = _read(path, mark)
-    if done:
-        logger.info("%s: %d pieces are scored already", path, len(done))
-    else:
-        write_text(path, json.dumps({"fingerprint": mark}) + "\n")
+    place = launch()
     pieces = list(_pieces(benchmarks))
-    waiting = [piece for piece in pieces if piece[:2] not in done]
-    with open(path, "a", encoding="utf-8") as handle:
-        for name, start, items in progress(waiting, f"pieces of {PIECE} items"):
-            scores = scorer.scores(items)
-            _check_shapes(name, items, scores)
-            done[name, start] = scores
-            line = {"benchmark": name, "start": start, "scores": [plain(one) for one in scores]}
-            handle.write(json.dumps(line) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+    done = _read_all(out, mark)
+    if done:
+        logger.info("%s: %d of %d pieces are scored already", out, len(done), len(pieces))
+    _meet(place)  # all have read before the first writes
+    mine = pieces[place.rank :: place.world]
+    waiting = [piece for piece in mine if piece[:2] not in done]
+    _score(scorer, waiting, _beside(out, place.rank), mark)
+    _meet(place)  # all have written before the first reads
+    if place.rank:
+        return None
+    done = _read_all(out, mark)
     found: dict[str, list[np.ndarray]] = {}
     for name, start, _ in pieces:
         found.setdefault(name, []).extend(done[name, start])
     return found
+
+
+def forget(out: Path) -> None:
+    """Removes the pieces beside a result that is written."""
+    for path in _files(out):
+        path.unlink()
+
+
+def _score(scorer: Scorer, pieces: Sequence[Piece], path: Path, mark: str) -> None:
+    """Appends the scores of pieces to a file, each as soon as it is there."""
+    if not _read(path, mark):
+        write_text(path, json.dumps({"fingerprint": mark}) + "\n")
+    with open(path, "a", encoding="utf-8") as handle:
+        for name, start, items in progress(pieces, f"pieces of {PIECE} items"):
+            scores = scorer.scores(items)
+            _check_shapes(name, items, scores)
+            line = {"benchmark": name, "start": start, "scores": [plain(one) for one in scores]}
+            handle.write(json.dumps(line) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
 
 
 def plain(scores_IC: np.ndarray) -> list[list[float | None]]:
@@ -99,7 +126,7 @@ def _digest_of(path: Path) -> str:
         raise LawError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _pieces(benchmarks: Sequence[Benchmark]) -> Iterator[tuple[str, int, tuple[Item, ...]]]:
+def _pieces(benchmarks: Sequence[Benchmark]) -> Iterator[Piece]:
     for benchmark in benchmarks:
         for start in range(0, len(benchmark.items), PIECE):
             yield benchmark.name, start, benchmark.items[start : start + PIECE]
@@ -113,7 +140,38 @@ def _check_shapes(name: str, items: Sequence[Item], scores: Sequence[np.ndarray]
         raise LawError(f"{name}: the scorer gave matrices {found[:3]}, expected {wanted[:3]}")
 
 
-def _read(path: Path, mark: str) -> dict[tuple[str, int], list[np.ndarray]]:
+def _meet(place: Launch) -> None:
+    """Waits until all processes are here."""
+    if place.world == 1:
+        return
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        if "MASTER_ADDR" not in os.environ:
+            raise UsageError(
+                f"{place.world} processes that do not know each other (MASTER_ADDR is not set); "
+                "start them with torchrun: torchrun --nproc_per_node GPUS -m llava.eval.pairs run "
+                "..."
+            )
+        # words only go between them, and one may take hours longer than another
+        distributed.init_process_group("gloo", timeout=timedelta(days=2))
+    distributed.barrier()
+
+
+def _beside(out: Path, rank: int) -> Path:
+    return out.with_name(f"{out.name}.scores{rank or ''}.jsonl")
+
+
+def _files(out: Path) -> list[Path]:
+    name = re.compile(re.escape(out.name) + r"\.scores\d*\.jsonl")
+    return sorted(path for path in out.parent.iterdir() if name.fullmatch(path.name))
+
+
+def _read_all(out: Path, mark: str) -> Done:
+    return {key: scores for path in _files(out) for key, scores in _read(path, mark).items()}
+
+
+def _read(path: Path, mark: str) -> Done:
     """(benchmark, first item) -> scores of the pieces that a file holds; a torn end is cut off."""
     try:
         whole = path.read_text(encoding="utf-8", errors="replace")

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -388,10 +389,63 @@ def test_flags_that_cannot_be_meant(synthetic, tmp_path, stub, more, why):
         main([*arguments_of(synthetic, tmp_path / "o.json"), *more])
 
 
-def test_several_processes_are_refused(synthetic, tmp_path, stub, monkeypatch):
+def test_several_processes_share_the_pieces(synthetic, tmp_path, stub):
+    """Under torchrun: the numbers of one process, printed once."""
+    benchmarks = read_benchmarks(synthetic[0], ["synthetic"])
+    whole = evaluate(stub.Stub("clip336", 1.0, 0), benchmarks, tmp_path / "whole.json")
+    (tmp_path / "driver.py").write_text(DRIVER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", str(free_port()), str(tmp_path / "driver.py")]
+    done = subprocess.run(
+        [*command, *arguments_of(synthetic, tmp_path / "o.json")],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_result(tmp_path / "o.json")["results"] == whole["results"]
+    assert done.stdout.count("synthetic individual") == 1, "only one process prints"
+    assert not list(tmp_path.glob("*.scores*.jsonl"))
+
+
+def test_only_the_first_process_tells_what_is_there(synthetic, tmp_path, stub, monkeypatch, capsys):
+    words = arguments_of(synthetic, tmp_path / "o.json")
+    main(words)
+    assert capsys.readouterr().out
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match=r"launched as 2; .* law pairs run --only NAME"):
+    main(words)
+    assert not capsys.readouterr().out
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_pieces_of_other_processes_are_read(synthetic, tmp_path, stub):
+    """What three processes left is gone on with by one."""
+    benchmarks = read_benchmarks(synthetic[0], ["synthetic"])
+    whole = evaluate(stub.Stub("clip336", 1.0, 0), benchmarks, tmp_path / "whole.json")
+    scorer = stub.Stub("clip336", 1.0, 0)
+    scorer.scores, scores = stop_after(scorer.scores, 1), scorer.scores
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(scorer, benchmarks, tmp_path / "o.json")
+    (tmp_path / "o.json.scores.jsonl").rename(tmp_path / "o.json.scores2.jsonl")
+    scorer.scores = scores
+    scorer.seen.clear()
+    found = evaluate(scorer, benchmarks, tmp_path / "o.json")
+    assert [len(ids) for ids in scorer.seen] == [5, 2]
+    assert found["results"] == whole["results"]
+    assert not list(tmp_path.glob("o.json.scores*"))
+
+
+def test_processes_that_do_not_know_each_other(synthetic, tmp_path, stub, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UsageError, match=r"2 processes that do not know .* torchrun --nproc_per"):
         main(arguments_of(synthetic, tmp_path / "o.json"))
 
 
