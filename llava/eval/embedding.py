@@ -96,6 +96,14 @@ class Embedder:
         """Of what `load_pretrained_model` gives."""
         return cls(model, tokenizer, VisionCache(model, processor), batch_size, max_length)
 
+    def forget(self) -> None:
+        """Leaves out what the towers gave: it was computed in batches of then.
+
+        Between pieces of work after which a run may be killed, so that one that goes on without
+        it ends with the same digits.
+        """
+        self.cache = VisionCache(self.model, self.cache.processor)
+
     @torch.inference_mode()
     def embed(self, entries: Sequence[Entry], what: str = "embeddings") -> torch.Tensor:
         """float32 [B, H], on the CPU, of length one, in the order of the entries.

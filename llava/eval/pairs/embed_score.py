@@ -40,6 +40,7 @@ class EmbedScorer(Scorer):
 
     def scores(self, items: Sequence[Item]) -> list[np.ndarray]:
         """float64 [I, C] of every item, NaN where `item.needed` is false."""
+        self.embedder.forget()
         asked = [self._asked(item) for item in items]
         wanted = {
             (path, text): self._entry(item, image, path, text)
@@ -65,7 +66,7 @@ class EmbedScorer(Scorer):
         model = self.embedder.model
         asked = f"question/order{self.seed}" if self.questions else "no-question"
         return {
-            "protocol": f"last-token/{asked}",
+            "protocol": f"last-token/{asked}/{dtype_name(model.dtype)}",
             "representation": self.who.representation,
             "spec_hash": self.who.spec_hash,
             "model": self.who.path,

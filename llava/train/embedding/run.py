@@ -236,6 +236,7 @@ def _chunks(run: Run, step: int) -> tuple[list[Chunk], list[Chunk]]:
     share = run.flags.batch_size // place.world
     first = place.rank * share
     pairs = run.pairs.batch(step, first, share)
+    run.embedder.forget()
     queries: list[Chunk] = []
     targets: list[Chunk] = []
     for start in range(0, share, size):

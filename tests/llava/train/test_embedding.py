@@ -169,6 +169,7 @@ def test_dora(flags, tmp_path):
     torch.testing.assert_close(weights[f"{stem}.weight"].norm(dim=1), length, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_learns(world, flags, tmp_path, llava):
     """Which caption belongs to which image: by chance before, most of them after."""
     given = {"data_path": world / "captions.json", "max_steps": 40, "learning_rate": 5e-3}

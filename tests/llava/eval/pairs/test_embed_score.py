@@ -12,6 +12,7 @@ from llava.eval.embedding import Entry, instruction
 from llava.eval.pairs.embed_score import add_arguments, make
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.scorer import SCORERS, scorer_module
+from llava.eval.vision_cache import VisionCache
 from llava.extraction import decode
 from llava.train.train import main as train
 
@@ -92,6 +93,19 @@ def test_each_image_once(world, items, monkeypatch):
     monkeypatch.setattr(found.embedder, "embed", lambda e, what: seen.append(len(e)) or embed(e))
     found.scores([items[0], items[0], items[1]])
     assert seen == [3, 4]  # image 0 with a question and without; four captions
+
+
+def test_no_call_rests_on_another(world, items, monkeypatch):
+    """A run that was killed has nothing of the calls before: tokens are computed anew in each."""
+    found, computed = scorer(world), []
+    compute = VisionCache._compute
+    monkeypatch.setattr(
+        VisionCache, "_compute", lambda *given: computed.append(1) or compute(*given)
+    )
+    first = found.scores(items)[0]
+    count = len(computed)
+    assert np.array_equal(found.scores(items[:1])[0], first, equal_nan=True)
+    assert len(computed) == 2 * count == 2
 
 
 def test_broken_image(world, tmp_path):

@@ -61,8 +61,8 @@ def test_embeddings(folder, monkeypatch, capsys):
         for name in ("embedder.json", "embedder-alone.json")
     )
     assert asked["quantity"] == alone["quantity"] == "pairs_embed"
-    assert asked["protocol"] == "embed/last-token/question/order0"
-    assert alone["protocol"] == "embed/last-token/no-question"
+    assert asked["protocol"] == "embed/last-token/question/order0/float32"
+    assert alone["protocol"] == "embed/last-token/no-question/float32"
     scores = [one["results"][0]["per_item"][0]["scores"] for one in (asked, alone)]
     assert scores[0] != scores[1]
     assert asked["results"][0]["n"] == 48
