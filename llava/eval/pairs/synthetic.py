@@ -88,20 +88,24 @@ def where_question(first: str, relation: str, second: str) -> tuple[str, str]:
 
 
 def _claim(out: Path, facts: dict[str, int]) -> None:
-    """Writes what the folder holds before anything else: pictures of two sets never mix."""
+    """Writes what the folder holds before anything else: pictures of two sets never mix.
+
+    More training data of the same seed may follow later: its first pictures are the same.
+    """
     path = out / "synthetic.json"
     if path.exists():
         found = read_json(path)
-        if any(found.get(key) != value for key, value in facts.items()):
+        if any(found.get(key) != facts[key] for key in ("version", "pairs", "seed")):
             raise LawError(
                 f"{out}: holds a synthetic set of {_told(found)}; asked for {_told(facts)}. Give "
                 "another folder, or remove this one"
             )
+        facts = facts | {"train": facts["train"] or found.get("train", 0)}
     write_json(path, facts | {"side_px": SIDE_PX, "cell_px": CELL_PX})
 
 
 def _told(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {facts.get(key)}" for key in ("pairs", "seed", "train", "version"))
+    return ", ".join(f"{key} {facts.get(key)}" for key in ("pairs", "seed", "version"))
 
 
 def _draws(what: str, seed: int) -> random.Random:

@@ -155,6 +155,18 @@ def test_another_set_is_not_mixed_in(made):
         make_synthetic(out, 48, seed=4, train=96)
 
 
+def test_training_data_may_follow_and_grow(made, tmp_path):
+    """As the pages of docs make the same folder one after another."""
+    whole, _ = made
+    out = tmp_path / "s"
+    for train in (0, 48, 96, 0):
+        make_synthetic(out, 48, seed=3, train=train)
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    for file in files:
+        assert (out / file).read_bytes() == (whole / file).read_bytes(), file
+
+
 @pytest.mark.parametrize("numbers", [(0, 0, 0), (1, -1, 0), (1, 0, -1)])
 def test_numbers_that_cannot_be_meant(tmp_path, numbers):
     with pytest.raises(UsageError, match="expected a pair or more"):
