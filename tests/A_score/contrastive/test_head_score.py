@@ -135,6 +135,23 @@ def test_the_tower_may_move(world, folders, tmp_path):
         scorer(folders / "pacl_rope", *alias)
 
 
+def test_a_combination(world, tmp_path):
+    """A head on two towers joined, trained live and out of a store, asked the pairs."""
+    other = tower_without_positions(tmp_path / "other", hidden_size=12, num_attention_heads=2)
+    command = flags(world, tmp_path / "out", config="pacl_rope", steps=2)
+    command[command.index("--tower") + 1] = f"{world / 'tower'}+{other}"
+    main([*command, "--features", str(tmp_path / "store")])
+    both = scorer(tmp_path / "out")
+    assert both.saved.head.channels == 24 + 12
+    assert both.saved.frame == "crop"
+    items = pair_items(world)
+    assert all(np.isfinite(one).all() for one in both.scores(items))
+    before = (tmp_path / "out/head.safetensors").read_bytes()
+    command[command.index("--out") + 1] = str(tmp_path / "live")
+    main(command)
+    assert (tmp_path / "live/head.safetensors").read_bytes() == before
+
+
 def scenes(seed, relations):
     rng = random.Random(seed)
     while True:
