@@ -30,7 +30,7 @@ def test_the_list(capsys):
         cli.main(["agre"])
 
 
-@pytest.mark.parametrize("name", ["run", "table", "where", "make-synthetic"])
+@pytest.mark.parametrize("name", cli.ACTIONS)
 def test_every_command_has_help(name, capsys):
     assert importlib.util.find_spec(cli.ACTIONS[name].module)
     with pytest.raises(SystemExit) as ended:
