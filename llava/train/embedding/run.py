@@ -18,7 +18,7 @@ from torch import distributed, nn
 from transformers import PreTrainedTokenizerBase
 
 from llava.errors import LawError, UsageError
-from llava.eval.embedding import Embedder, Entry
+from llava.eval.embedding import FACTS, Embedder, Entry
 from llava.eval.evaluation.fingerprint import fingerprint
 from llava.extraction import usable_device
 from llava.files import write_json
@@ -29,6 +29,7 @@ from llava.model.checkpoint_layout import CONVERTED, LLAVA, Checkpoint
 from llava.model.contrastive.gather import average_gradients
 from llava.model.lora import add_lora
 from llava.model.multimodal_encoder.registry import parse_replacements
+from llava.model.saving import ADAPTER_CONFIG
 from llava.provenance import environment
 from llava.train.args import program
 from llava.train.checkpoint import (
@@ -108,8 +109,8 @@ def _check(flags: argparse.Namespace, world: int) -> None:
     if checkpoint.kind not in (LLAVA, CONVERTED):
         raise UsageError(
             f"--model_name_or_path {flags.model_name_or_path} holds a {checkpoint.kind}; expected "
-            "a whole LLaVA, as stage 2 leaves it. Of adapters make one first, in Python: "
-            "tokenizer, model, *_ = load_pretrained_model(RUN, BASE), then save_pretrained of both"
+            "a whole LLaVA, as stage 2 leaves it; docs/pairs_embedding.md has the lines that merge "
+            "adapters into one"
         )
     share, rest = divmod(flags.batch_size, world)
     if rest or share % flags.chunk_size:
@@ -125,6 +126,7 @@ def _agreed_start(flags: argparse.Namespace) -> Path | None:
     if launch().rank == 0:
         try:
             refuse_other_runs(flags.output_dir, "LoRA")
+            _refuse_adapters(flags.output_dir)
             clear_unfinished(flags.output_dir)
             said[0] = choose(flags.output_dir, flags.resume_from_checkpoint)
             set_aside(flags.output_dir, said[0])
@@ -137,6 +139,15 @@ def _agreed_start(flags: argparse.Namespace) -> Path | None:
     if said[0] is not None:
         logger.info("going on from %s", said[0])
     return said[0]
+
+
+def _refuse_adapters(output: Path) -> None:
+    """Raises UsageError where a folder holds adapters of another kind of training."""
+    if (output / ADAPTER_CONFIG).is_file() and not (output / FACTS).is_file():
+        raise UsageError(
+            f"--output_dir {output} holds adapters that are no embedder's (it has no {FACTS}); "
+            "choose another folder"
+        )
 
 
 def _prepared(flags: argparse.Namespace, device: str) -> Run:

@@ -13,8 +13,10 @@ from repository import ROOT
 from world import make_world, stage1, stage2
 
 from llava.__main__ import main as law
+from llava.errors import UsageError
 from llava.eval.pairs.questions import axes
 from llava.eval.pairs.train_embedder import _parser
+from llava.eval.pairs.train_embedder import main as embedder
 from llava.train.train import main as train
 
 DOC = (ROOT / "docs" / "pairs_embedding.md").read_text(encoding="utf-8")
@@ -89,6 +91,25 @@ def test_lmms_eval(folder, monkeypatch, capsys):
     rows = done.stdout[done.stdout.index(row) :].splitlines()[:3]
     told = {cells[3].strip(): float(cells[5]) for cells in (one.split("|")[1:] for one in rows)}
     assert told == {name: pytest.approx(one["value"], abs=6e-5) for name, one in numbers.items()}
+
+
+def test_merged_adapters_are_trained_on(folder, monkeypatch):
+    """A stage 2 with LoRA: refused as it is, also as the place to write to; merged, it is taken."""
+    monkeypatch.chdir(folder)
+    projector = folder / "runs" / "stage1" / "mm_projector.bin"
+    lora = {"lora_enable": True, "lora_r": 4, "learning_rate": 1e-2}
+    train(stage2(folder, folder / "runs" / "stage2-lora", projector, **lora))
+    flags = f"--data_path talks.json --image_folder images {SHORT} --model_name_or_path runs/stage2"
+    with pytest.raises(
+        UsageError, match=r"holds a lora; expected a whole LLaVA.* merge"
+    ):
+        embedder(shlex.split(f"{flags}-lora --output_dir runs/e"))
+    with pytest.raises(UsageError, match="holds adapters that are no embedder's"):
+        embedder(shlex.split(f"{flags} --output_dir runs/stage2-lora"))
+    (code,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+    exec(code.replace("lmsys/vicuna-7b-v1.5", "llm"), {})
+    embedder(shlex.split(f"{flags}-merged --output_dir runs/e"))
+    assert json.loads((folder / "runs/e/embedder.json").read_text())["base"] == "runs/stage2-merged"
 
 
 def test_what_the_docs_say(folder):
