@@ -100,9 +100,7 @@ def test_merged_adapters_are_trained_on(folder, monkeypatch):
     lora = {"lora_enable": True, "lora_r": 4, "learning_rate": 1e-2}
     train(stage2(folder, folder / "runs" / "stage2-lora", projector, **lora))
     flags = f"--data_path talks.json --image_folder images {SHORT} --model_name_or_path runs/stage2"
-    with pytest.raises(
-        UsageError, match=r"holds a lora; expected a whole LLaVA.* merge"
-    ):
+    with pytest.raises(UsageError, match=r"holds a lora; expected a whole LLaVA.* merge"):
         embedder(shlex.split(f"{flags}-lora --output_dir runs/e"))
     with pytest.raises(UsageError, match="holds adapters that are no embedder's"):
         embedder(shlex.split(f"{flags} --output_dir runs/stage2-lora"))
