@@ -35,6 +35,8 @@ def main(argv: list[str], prog: str = "python -m A_score.contrastive.train") -> 
         raise UsageError(f"--pool {arguments.pool}: expected 2 or more")
     if arguments.results and not arguments.held_out:
         raise UsageError("--results: has rows of held-out alignment only; add --held-out JSON")
+    if arguments.held_out_images and not arguments.held_out:
+        raise UsageError("--held-out-images: are those of --held-out JSON, which is not given")
     for path in filter(None, (arguments.out / "config.yaml", arguments.results)):
         ensure_writable(path)
     from A_score.contrastive.config import read_config
@@ -80,6 +82,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--frame", default="", help="default: a tower's own; of several, the one that all share"
     )
     parser.add_argument("--held-out", metavar="JSON", help="conversations to measure alignment on")
+    parser.add_argument(
+        "--held-out-images", type=Path, metavar="DIR", help="of --held-out (default: --images)"
+    )
     parser.add_argument(
         "--pool", type=int, default=64, metavar="P", help="captions to choose among (default: 64)"
     )
@@ -129,7 +134,10 @@ def _run(
     torch.manual_seed(config.seed)
     texts = text_source(config.head.text, known, arguments.device)
     head = Head(config.head, representation.dim, texts).to(arguments.device)
-    tokens = _tokens(representation, frame, [captions, *filter(None, [held_out])], arguments)
+    images = _images(captions, arguments.images)
+    if held_out is not None:
+        images += _images(held_out, arguments.held_out_images or arguments.images)
+    tokens = _tokens(representation, frame, images, arguments)
     facts = {
         "data": arguments.data,
         "records": captions.records.stamp,
@@ -158,22 +166,27 @@ def _closed_set(captions: "Captions", phrases: "Phrases | None") -> list[str]:
     return sorted({*own, *filter(None, rewritten)})
 
 
+def _images(captions: "Captions", folder: Path) -> list[Path]:
+    """Every image of the records, once."""
+    from llava.data.images import path_inside
+
+    names = dict.fromkeys(captions.image(i) for i in range(len(captions)))
+    return [path_inside(folder, name) for name in names]
+
+
 def _tokens(
     representation: "Representation",
     frame: str,
-    sets: "list[Captions]",
+    images: list[Path],
     arguments: argparse.Namespace,
 ) -> "Tokens":
-    """What gives the tower's tokens; with a store, once that holds every image."""
-    from llava.data.images import path_inside
+    """What gives the tower's tokens; with a store, once that holds all `images`."""
     from llava.data.stored import StoredFeatures
     from llava.data.tower_tokens import LiveTokens, Options, StoredTokens, fill
 
     options = Options(arguments.dtype, arguments.device, arguments.tower_batch, arguments.workers)
     if arguments.features is None:
         return LiveTokens(representation, frame, options)
-    names = dict.fromkeys(one.image(i) for one in sets for i in range(len(one)))
-    images = [path_inside(arguments.images, name) for name in names]
     fill(arguments.features, representation, frame, images, options)
     _wait()
     return StoredTokens(StoredFeatures(arguments.features, representation, frame, arguments.dtype))
@@ -194,13 +207,16 @@ def _measure(
     from llava.provenance import commit
 
     name = arguments.name or Path(arguments.held_out).stem
-    found = alignment(head, tokens, held_out, arguments.images, arguments.pool, config.seed)
+    folder = arguments.held_out_images or arguments.images
+    found = alignment(head, tokens, held_out, folder, arguments.pool, config.seed)
+    # the same for every tower trained in this way, so that their numbers stand in one column
+    way = {key: value for key, value in facts.items() if key != "tower"}
     protocol = "/".join(
         [
             config.head.kind + ("-rope" if config.head.rope else ""),
             f"pool{arguments.pool}",
             f"text-{config.head.text.source}",
-            f"train-{_digest(facts)[:12]}",
+            f"train-{_digest(way)[:12]}",
             f"heldout-{held_out.records.stamp[:12]}",
         ]
     )
