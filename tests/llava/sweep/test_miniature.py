@@ -47,7 +47,7 @@ def test_killed_at_random_moments_the_experiment_ends_with_the_same_table(tmp_pa
     for _ in range(KILLS):
         process = start(killed)
         try:
-            process.wait(rng.uniform(2, 14))
+            process.wait(rng.uniform(2, 10))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
         process.communicate()
