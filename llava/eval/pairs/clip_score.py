@@ -21,7 +21,7 @@ from llava.extraction import usable_device
 from llava.features import DTYPES
 from llava.log import get_logger
 from llava.model.multimodal_encoder.dual import DualEncoder, build_dual, has_text
-from llava.model.multimodal_encoder.preprocess import FRAMES, check_frame
+from llava.model.multimodal_encoder.preprocess import check_frame
 from llava.model.multimodal_encoder.registry import parse_replacements, resolve
 from llava.model.representation import dtype_name
 
@@ -100,26 +100,8 @@ def directions(vectors_BD: torch.Tensor, names: Sequence[object]) -> np.ndarray:
     return vectors_BD / lengths_B1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the model and of how it is run."""
-    parser.add_argument(
-        "--model", required=True, metavar="NAME", help="a CLIP, OpenCLIP or SigLIP; `law towers`"
-    )
-    parser.add_argument("--frame", default="own", metavar="{" + ",".join(FRAMES) + "}")
-    parser.add_argument("--batch-size", type=int, default=32, help="images or captions at once")
-    parser.add_argument("--device", default="", help="cpu, cuda:0, ...; default: a GPU if any")
-    parser.add_argument("--dtype", default="float32", metavar="{float32,float16,bfloat16}")
-    parser.add_argument(
-        "--tower-alias",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="read a tower's weights from another folder or hub id",
-    )
-
-
 def make(arguments: argparse.Namespace) -> ClipScorer:
-    """The scorer of `add_arguments`' flags; UsageError for a model without a text encoder."""
+    """The scorer of flags/clip.py's flags; UsageError for a model without a text encoder."""
     if arguments.batch_size < 1:
         raise UsageError(f"--batch-size {arguments.batch_size}: expected 1 or more")
     if arguments.dtype not in DTYPES:

@@ -127,30 +127,8 @@ def _opened(path: Path, where: str) -> Image.Image:
         raise LawError(f"{where}: {error}") from None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of this scorer."""
-    parser.add_argument(
-        "--model-path", "--model_path", required=True, metavar="RUN", help="embedder, or any LLaVA"
-    )
-    parser.add_argument(
-        "--model-base", "--model_base", metavar="RUN", help="unset: what training wrote beside it"
-    )
-    parser.add_argument(
-        "--no-question", action="store_true", help="images alone, without the question"
-    )
-    parser.add_argument(
-        "--order-seed", type=int, default=0, help="of the alternatives' order for single images"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at once")
-    parser.add_argument("--dtype", help="unset: bfloat16 on CUDA, float32 on a CPU")
-    parser.add_argument("--device", default="", help="cpu, cuda:0, ...; default: a GPU if any")
-    parser.add_argument(
-        "--tower-alias", "--tower_alias", action="append", default=[], metavar="ID=FOLDER"
-    )
-
-
 def make(arguments: argparse.Namespace) -> EmbedScorer:
-    """The scorer that the flags describe; UsageError for a model that gives no embeddings."""
+    """The scorer of flags/embed.py's flags; UsageError for a model that gives no embeddings."""
     if arguments.batch_size < 1:
         raise UsageError(f"--batch-size {arguments.batch_size}: expected 1 or more")
     path, base = arguments.model_path, base_of(arguments.model_path, arguments.model_base)

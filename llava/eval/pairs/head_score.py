@@ -88,25 +88,8 @@ class HeadScorer(Scorer):
         }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of this scorer."""
-    parser.add_argument(
-        "--head", type=Path, required=True, metavar="FOLDER", help="what `law a-score head` wrote"
-    )
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once")
-    parser.add_argument("--device", default="", help="cpu, cuda:0, ...; default: a GPU if any")
-    parser.add_argument(
-        "--tower-alias",
-        "--tower_alias",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="read the weights of a tower, or of the text source, from another folder or hub id",
-    )
-
-
 def make(arguments: argparse.Namespace) -> HeadScorer:
-    """The scorer that the flags describe; LawError for a folder that holds no head."""
+    """The scorer of flags/head.py's flags; LawError for a folder that holds no head."""
     if arguments.batch_size < 1:
         raise UsageError(f"--batch-size {arguments.batch_size}: expected 1 or more")
     device = usable_device(arguments.device)

@@ -24,10 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava.errors import LawError
+from llava.eval.pairs.accuracies import ACCURACIES
 from llava.eval.pairs.items import Benchmark, Item
 
-ACCURACIES = ("individual", "pair", "set", "text", "image", "group")
-"""In the order of tables."""
 OF_PAIR = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 """Chance levels: among the 24 orders of four different scores, those that are right."""
 

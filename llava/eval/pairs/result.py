@@ -12,8 +12,9 @@ import numpy as np
 
 from llava import __version__
 from llava.errors import LawError
+from llava.eval.pairs.accuracies import ACCURACIES
 from llava.eval.pairs.items import Benchmark
-from llava.eval.pairs.metrics import ACCURACIES, Accuracy, measure
+from llava.eval.pairs.metrics import Accuracy, measure
 from llava.eval.pairs.scorer import Scorer
 from llava.eval.pairs.scoring import plain
 from llava.files import read_json

@@ -3,15 +3,17 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.errors import LawError, UsageError, unknown_name
-from llava.eval.pairs.items import Benchmark
-from llava.eval.pairs.metrics import ACCURACIES
-from llava.eval.pairs.scorer import SCORERS, Scorer, scorer_module
+from llava.eval.pairs.accuracies import ACCURACIES
+from llava.eval.pairs.scorer import SCORERS, Scorer, scorer_flags, scorer_module
 from llava.files import ensure_writable, write_json
 from llava.launch import launch
 from llava.log import get_logger
+
+if TYPE_CHECKING:  # --help is quick
+    from llava.eval.pairs.items import Benchmark
 
 logger = get_logger("pairs")
 
@@ -44,12 +46,12 @@ def parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = _parser(prog)
     name = _scorer_in(argv)
     if name:
-        scorer_module(name).add_arguments(parser.add_argument_group(f"--scorer {name}"))
+        scorer_flags(name).add_arguments(parser.add_argument_group(f"--scorer {name}"))
     return parser.parse_args(argv)
 
 
 def evaluate(
-    scorer: Scorer, benchmarks: Sequence[Benchmark], out: Path, overwrite: bool = False
+    scorer: Scorer, benchmarks: "Sequence[Benchmark]", out: Path, overwrite: bool = False
 ) -> dict[str, Any] | None:
     """The result (result.py says of what form), written to `out`; what is there is not redone.
 
@@ -89,7 +91,7 @@ def _there(out: Path, mark: str) -> dict[str, Any]:
     return found
 
 
-def _check_questions(scorer: Scorer, benchmarks: Sequence[Benchmark]) -> None:
+def _check_questions(scorer: Scorer, benchmarks: "Sequence[Benchmark]") -> None:
     asking = [one.name for one in benchmarks if any(item.question for item in one.items)]
     if asking and not scorer.answers:
         raise UsageError(

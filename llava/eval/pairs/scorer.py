@@ -5,12 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llava.errors import UsageError, unknown_name
-from llava.eval.pairs.items import Item
+
+if TYPE_CHECKING:  # `law pairs run --help` is quick
+    import numpy as np
+
+    from llava.eval.pairs.items import Item
 
 
 class Scorer(ABC):
@@ -24,7 +26,7 @@ class Scorer(ABC):
     """Whether it takes items with a question, whose captions are answers."""
 
     @abstractmethod
-    def scores(self, items: Sequence[Item]) -> list[np.ndarray]:
+    def scores(self, items: "Sequence[Item]") -> "list[np.ndarray]":
         """float64 [I, C] of every item, NaN where `item.needed` is false.
 
         Raises LawError for what cannot be scored, naming item and image.
@@ -43,25 +45,53 @@ class Scorer(ABC):
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to score; `module` has `add_arguments(parser)` and `make(arguments) -> Scorer`."""
+    """One way to score."""
 
     module: str
+    """Has `make(arguments) -> Scorer`."""
+    flags: str
+    """Module with `add_arguments(parser)`, which imports nothing slow."""
     help: str
 
 
 SCORERS = {
-    "clip": Kind("llava.eval.pairs.clip_score", "cosine of a CLIP's or SigLIP's own embeddings"),
-    "vqa": Kind("llava.eval.pairs.vqa_score", "likelihood that a LLaVA answers yes"),
-    "embed": Kind("llava.eval.pairs.embed_score", "cosine of embeddings that a LLaVA gives"),
-    "head": Kind("llava.eval.pairs.head_score", "cosine after a trained head on a frozen tower"),
+    "clip": Kind(
+        "llava.eval.pairs.clip_score",
+        "llava.eval.pairs.flags.clip",
+        "cosine of a CLIP's or SigLIP's own embeddings",
+    ),
+    "vqa": Kind(
+        "llava.eval.pairs.vqa_score",
+        "llava.eval.pairs.flags.vqa",
+        "likelihood that a LLaVA answers yes",
+    ),
+    "embed": Kind(
+        "llava.eval.pairs.embed_score",
+        "llava.eval.pairs.flags.embed",
+        "cosine of embeddings that a LLaVA gives",
+    ),
+    "head": Kind(
+        "llava.eval.pairs.head_score",
+        "llava.eval.pairs.flags.head",
+        "cosine after a trained head on a frozen tower",
+    ),
 }
 
 
+def scorer_flags(name: str) -> ModuleType:
+    """The module of a scorer's flags, imported now; UsageError for a name that is none."""
+    return importlib.import_module(_kind(name).flags)
+
+
 def scorer_module(name: str) -> ModuleType:
-    """Imported now; UsageError for a name that is none."""
+    """The module that scores, imported now; UsageError for a name that is none."""
+    return importlib.import_module(_kind(name).module)
+
+
+def _kind(name: str) -> Kind:
     if name not in SCORERS:
         raise UsageError(f"--scorer: {unknown_name('scorer', name, SCORERS)}")
-    return importlib.import_module(SCORERS[name].module)
+    return SCORERS[name]
 
 
 def no_text_encoder(tower: str) -> UsageError:

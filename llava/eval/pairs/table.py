@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import UsageError, unknown_name
-from llava.eval.pairs.metrics import ACCURACIES
+from llava.eval.pairs.accuracies import ACCURACIES
 from llava.eval.pairs.result import read_result
 
 CHANCE = "chance"

@@ -24,6 +24,7 @@ from llava.data.masks import CHAT
 from llava.errors import LawError, UsageError
 from llava.eval.answering import Answering, AnswerScore, Question
 from llava.eval.evaluation.subject import Subject, subject
+from llava.eval.pairs.flags.vqa import QUESTION
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.pictures import open_picture
 from llava.eval.pairs.scorer import Scorer
@@ -38,8 +39,6 @@ from llava.model.representation import dtype_name
 
 logger = get_logger("pairs")
 
-QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
-"""The question of VQAScore (t2v_metrics, Apache-2.0)."""
 ANSWER = "Yes"
 PLACE = "{}"
 LATELY_OPENED = 8
@@ -130,34 +129,8 @@ class VqaScorer(Scorer):
         return math.exp(-score.mean_nll if self.end else score.log_likelihood)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the checkpoint and of how it is asked."""
-    parser.add_argument("--model-path", required=True, metavar="RUN", help="a LLaVA of stage 2")
-    parser.add_argument("--model-base", metavar="LLM", help="language model of adapters")
-    parser.add_argument("--conv-mode", help="conversation template; unset: that of training")
-    parser.add_argument(
-        "--question-template", default=QUESTION, help="with {} for the caption; unset: %(default)s"
-    )
-    parser.add_argument(
-        "--answer-eos",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="score the end mark, too, and take the mean over tokens, as VQAScore does",
-    )
-    parser.add_argument("--batch-size", type=int, default=16, help="questions at once")
-    parser.add_argument("--device", default="", help="cpu, cuda:0, ...; default: a GPU if any")
-    parser.add_argument("--dtype", help="of the model; unset: that of its checkpoint")
-    parser.add_argument(
-        "--tower-alias",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="read a tower's weights from another folder or hub id",
-    )
-
-
 def make(arguments: argparse.Namespace) -> VqaScorer:
-    """The scorer of `add_arguments`' flags; UsageError for what cannot be meant, before weights."""
+    """The scorer of flags/vqa.py's flags; UsageError for what cannot be meant, before weights."""
     if arguments.batch_size < 1:
         raise UsageError(f"--batch-size {arguments.batch_size}: expected 1 or more")
     towers = parse_replacements(arguments.tower_alias)

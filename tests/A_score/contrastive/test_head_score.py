@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from A_score.contrastive.train import main
 from llava.errors import LawError, UsageError
 from llava.eval.pairs import head_score
+from llava.eval.pairs.flags import head as head_flags
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.shapes import OBJECT_PAIRS, RELATIONS, Scene, all_captions
 from llava.model.contrastive.config import HeadConfig, TextConfig
@@ -56,7 +57,7 @@ def folders(world, tmp_path_factory):
 
 def scorer(folder, *more):
     parser = argparse.ArgumentParser()
-    head_score.add_arguments(parser)
+    head_flags.add_arguments(parser)
     given = ["--head", str(folder), "--device", "cpu", *more]
     return head_score.make(parser.parse_args(given))
 

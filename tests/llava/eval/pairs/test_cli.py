@@ -1,9 +1,12 @@
 """`law pairs`: its list, its table of results, and where the data is to be had."""
 
+import argparse
 import csv
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pair_files
@@ -15,8 +18,11 @@ from llava.errors import LawError, UsageError
 from llava.eval.pairs import cli, where
 from llava.eval.pairs.metrics import Accuracy
 from llava.eval.pairs.result import KEYS, VERSION, read_result
+from llava.eval.pairs.scorer import SCORERS, scorer_flags
 from llava.eval.pairs.sources import sources
 from llava.eval.pairs.table import as_text, main
+from llava.features import DTYPES
+from llava.model.multimodal_encoder.preprocess import FRAMES
 
 
 def test_the_list(capsys):
@@ -37,6 +43,28 @@ def test_every_command_has_help(name, capsys):
         cli.main([name, "--help"])
     assert ended.value.code == 0
     assert f"usage: law pairs {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_flags_of_a_scorer_are_quick(name):
+    """Listed without anything that is slow to import."""
+    slow = ("numpy", "torch", "transformers", "yaml", "PIL")
+    code = (
+        "import sys\nfrom llava.eval.pairs import run\n"
+        f"try: run.main(['--scorer', '{name}', '--help'])\n"
+        f"except SystemExit: print([one for one in {slow} if one in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert f"--scorer {name}:" in done.stdout and "--batch-size" in done.stdout
+
+
+def test_flags_name_what_there_is():
+    """The help lists by hand what it cannot import in time."""
+    parser = argparse.ArgumentParser()
+    scorer_flags("clip").add_arguments(parser)
+    shown = parser.format_help()
+    assert "{" + ",".join(FRAMES) + "}" in shown and "{" + ",".join(DTYPES) + "}" in shown
 
 
 def accuracy(right: int, of: int, chance: float | None) -> dict:

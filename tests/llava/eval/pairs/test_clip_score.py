@@ -14,6 +14,7 @@ from PIL import Image
 
 from llava.errors import LawError, UsageError
 from llava.eval.pairs import clip_score, result, run, scoring
+from llava.eval.pairs.flags import clip as clip_flags
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.pictures import open_picture
 from llava.eval.pairs.synthetic import make_synthetic
@@ -50,7 +51,7 @@ def items(tmp_path_factory):
 def flags(*given: object) -> argparse.Namespace:
     """As the command line has them."""
     parser = argparse.ArgumentParser()
-    clip_score.add_arguments(parser)
+    clip_flags.add_arguments(parser)
     return parser.parse_args([str(one) for one in given])
 
 

@@ -9,7 +9,8 @@ from world import make_world, stage1, stage2
 
 from llava.errors import LawError, UsageError
 from llava.eval.embedding import Entry, instruction
-from llava.eval.pairs.embed_score import add_arguments, make
+from llava.eval.pairs.embed_score import make
+from llava.eval.pairs.flags.embed import add_arguments
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.scorer import SCORERS, scorer_module
 from llava.eval.vision_cache import VisionCache

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from llava.errors import LawError
+from llava.eval.pairs.accuracies import ACCURACIES
 from llava.eval.pairs.items import Benchmark, Item
-from llava.eval.pairs.metrics import ACCURACIES, Accuracy, measure
+from llava.eval.pairs.metrics import Accuracy, measure
 
 AXES = ("left/right",) * 2 + ("on/under",) * 2
 

@@ -14,9 +14,10 @@ import pytest
 from repository import ROOT
 
 from llava.eval.pairs import agree, run, synthetic, table, where
+from llava.eval.pairs.accuracies import ACCURACIES
 from llava.eval.pairs.config import KINDS
 from llava.eval.pairs.items import Benchmark, Item
-from llava.eval.pairs.metrics import ACCURACIES, measure
+from llava.eval.pairs.metrics import measure
 from llava.eval.pairs.readers.files import Row
 from llava.eval.pairs.readers.grid import Line, _item
 from llava.eval.pairs.scorer import SCORERS

@@ -96,7 +96,7 @@ def stub(tmp_path, monkeypatch):
     (tmp_path / "stub_scorer.py").write_text(STUB)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "stub_scorer", raising=False)
-    kind = scorer_module.Kind("stub_scorer", "for a test")
+    kind = scorer_module.Kind("stub_scorer", "stub_scorer", "for a test")
     monkeypatch.setitem(scorer_module.SCORERS, "stub", kind)
     monkeypatch.setattr(scoring, "PIECE", 5)
     import stub_scorer
@@ -255,7 +255,7 @@ DRIVER = """
 import sys
 from llava.eval.pairs import scorer, scoring
 from llava.eval.pairs.run import main
-scorer.SCORERS["stub"] = scorer.Kind("stub_scorer", "for a test")
+scorer.SCORERS["stub"] = scorer.Kind("stub_scorer", "stub_scorer", "for a test")
 scoring.PIECE = 2
 main(sys.argv[1:])
 """

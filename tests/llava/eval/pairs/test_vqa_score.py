@@ -17,6 +17,7 @@ from llava.data.records import Records
 from llava.errors import LawError, UsageError
 from llava.eval.answering import Answering
 from llava.eval.pairs import vqa_score
+from llava.eval.pairs.flags import vqa as vqa_flags
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.pictures import open_picture
 from llava.eval.pairs.result import scorer_protocol
@@ -234,7 +235,7 @@ def test_what_cannot_be_scored(tmp_path, scorer, items):
 def flags(*given: object) -> argparse.Namespace:
     """As the command line has them."""
     parser = argparse.ArgumentParser()
-    vqa_score.add_arguments(parser)
+    vqa_flags.add_arguments(parser)
     return parser.parse_args([str(one) for one in given])
 
 

@@ -1,0 +1,1 @@
+"""Flags of scorers, apart from what scores: `--help` imports no torch."""
