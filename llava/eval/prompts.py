@@ -126,5 +126,6 @@ def _without_end(segments: Sequence[Segment], answer: str) -> list[Segment]:
     """The segments up to the last character of the last answer."""
     last = max(i for i, segment in enumerate(segments) if segment.answer)
     text = segments[last].text
-    said = text[: text.rindex(answer) + len(answer)]
+    # the first: an answer such as `s` is in its end mark `</s>`, too
+    said = text[: text.index(answer) + len(answer)]
     return [*segments[:last], Segment(said, answer=True)]

@@ -1,8 +1,9 @@
 """What readers share: rows of files with errors that say where, and images that are there."""
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,20 @@ def json_lines(path: Path) -> Iterator[Row]:
         yield Row(f"{path}: line {number}", value)
 
 
-def csv_rows(path: Path, columns: Sequence[str]) -> list[Row]:
+def csv_rows(
+    path: Path, columns: Sequence[str], other_names: Mapping[str, str] | None = None
+) -> list[Row]:
     """The rows of a CSV file as mappings of at least `columns`, texts without outer blanks.
 
-    LawError for a column that is missing, a row of another width, and no rows.
+    `other_names`: what else a column may be called -> its name. LawError for a column that is
+    missing, a row of another width, and no rows.
     """
-    lines = list(csv.reader(text_of(path).splitlines(keepends=True)))
-    head = [name.strip() for name in lines[0]] if lines else []
+    other_names = other_names or {}
+    try:
+        lines = list(csv.reader(io.StringIO(text_of(path))))
+    except csv.Error as error:
+        raise LawError(f"{path}: cannot be read as CSV: {error}; {WHERE}") from None
+    head = [other_names.get(name.strip(), name.strip()) for name in lines[0]] if lines else []
     missing = [name for name in columns if name not in head]
     if missing:
         raise LawError(
@@ -72,11 +80,16 @@ def csv_rows(path: Path, columns: Sequence[str]) -> list[Row]:
             continue
         if len(line) != len(head):
             raise LawError(f"{path}: row {number}: {len(line)} cells, expected {len(head)}")
-        cells = dict(zip(head, (cell.strip() for cell in line), strict=True))
+        cells = dict(zip(head, map(_text, line), strict=True))
         rows.append(Row(f"{path}: row {number}", cells))
     if not rows:
         raise LawError(f"{path}: no rows below its header; {WHERE}")
     return rows
+
+
+def _text(cell: str) -> str:
+    """A cell as it was meant; published ones double quotes also where none stand around them."""
+    return cell.strip().replace('""', '"')
 
 
 def whole_number(row: Row, column: str) -> int:
@@ -96,7 +109,7 @@ def text_of(path: Path) -> str:
     except FileNotFoundError:
         raise LawError(f"{path}: no such file (seen from {Path.cwd()}); {WHERE}") from None
     except UnicodeDecodeError as error:
-        raise LawError(f"{path}: not UTF-8 text: {error}") from None
+        raise LawError(f"{path}: not UTF-8 text: {error}; save it as UTF-8") from None
     except OSError as error:
         raise LawError(f"{path}: cannot be read: {error.strerror or error}") from error
 

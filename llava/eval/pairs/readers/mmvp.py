@@ -16,6 +16,8 @@ from llava.eval.pairs.items import Benchmark, Item
 from llava.eval.pairs.readers.files import Row, check_images, csv_rows, image_inside, whole_number
 
 COLUMNS = ("lndex", "Question", "Options", "Correct Answer")
+CORRECTLY_SPELT = {"Index": "lndex"}
+"""As copies of the file have it."""
 STATEMENTS = ("Question ID", "Type", "Statement")
 OPTIONS = re.compile(r"\(a\)\s*(?P<a>.+?)\s*\(b\)\s*(?P<b>.+?)\s*", re.IGNORECASE)
 ANSWER = re.compile(r"\(?([ab])\)?", re.IGNORECASE)
@@ -97,7 +99,7 @@ class MMVP:
 
 def asked(path: Path) -> list[Asked]:
     """The rows of a file in MMVP's layout; LawError naming the row that has another form."""
-    return [_asked(row) for row in csv_rows(path, COLUMNS)]
+    return [_asked(row) for row in csv_rows(path, COLUMNS, CORRECTLY_SPELT)]
 
 
 def _asked(row: Row) -> Asked:

@@ -13,6 +13,7 @@ from llava.errors import LawError
 from llava.eval.pairs.items import Benchmark, Item
 from llava.eval.pairs.readers.files import check_images, image_inside
 from llava.eval.pairs.readers.mmvp import (
+    Asked,
     Stated,
     asked,
     asked_item,
@@ -20,6 +21,9 @@ from llava.eval.pairs.readers.mmvp import (
     stated,
     stated_item,
 )
+from llava.log import get_logger
+
+logger = get_logger("pairs")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class MMVPVLM:
     def _asked(
         self, pairs: Sequence[tuple[Stated, Stated]], files: Sequence[tuple[Path, ...]]
     ) -> list[Item]:
-        questions = {pair[0].number: pair for pair in in_pairs(asked(self.questions))}
+        numbers = [row.number for pair in pairs for row in pair]
+        rows = _renumbered(asked(self.questions), numbers)
+        questions = {pair[0].number: pair for pair in in_pairs(rows)}
         items = []
         for pair, images in zip(pairs, files, strict=True):
             if pair[0].number not in questions:
@@ -70,6 +76,25 @@ class MMVPVLM:
             item = asked_item(questions[pair[0].number], images)
             items.append(replace(item, axes=(pair[0].type,) * 2))
         return items
+
+
+def _renumbered(rows: Sequence[Asked], numbers: Sequence[int]) -> list[Asked]:
+    """The questions; one whose number no statement has gets that of the statement in its place.
+
+    The paper's file has 277 and 278 where 225 and 226 belong.
+    """
+    if len(rows) != len(numbers):
+        return list(rows)
+    known = {row.number for row in rows}
+    found = []
+    for row, number in zip(rows, numbers, strict=True):
+        if row.number not in numbers and number not in known:
+            logger.warning(
+                "%s: is numbered %d; taken for %d by its place", row.where, row.number, number
+            )
+            row = replace(row, number=number)
+        found.append(row)
+    return found
 
 
 def _of_one_type(pair: tuple[Stated, Stated]) -> tuple[Stated, Stated]:

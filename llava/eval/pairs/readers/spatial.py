@@ -51,10 +51,12 @@ def _item(number: int, row: Row, folder: Path, name: str, whose: str) -> Item:
     image, true, false = value
     if true == false:
         raise LawError(f"{row.where}: both captions are '{true}'")
-    try:
-        file = name.format(int(image) if whose == "coco" else image)
-    except (TypeError, ValueError):
-        raise LawError(f"{row.where}: image id {image!r}; expected a number of COCO") from None
+    if isinstance(image, float) and image.is_integer():
+        image = int(image)  # as pandas writes a column that has gaps
+    digits = str(image).isdecimal() and not isinstance(image, bool)
+    if not (digits or (whose == "gqa" and isinstance(image, str) and image)):
+        raise LawError(f"{row.where}: image id {image!r}; expected a number, as 139")
+    file = name.format(int(image) if whose == "coco" else image)
     return Item(
         id=f"{number}_{image}",
         images=(image_inside(folder, file, row.where),),

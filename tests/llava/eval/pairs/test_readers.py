@@ -171,9 +171,11 @@ def test_spatial(tmp_path):
     assert benchmark.items[0].id == "0_139" and not benchmark.items[0].pairs
     assert benchmark.items[1].captions[benchmark.items[1].right[0]] == records[1][1]
     pair_files.picture(tmp_path / "vg" / "2350.jpg")
-    (tmp_path / "vg.json").write_text(json.dumps([["2350", "A photo of x", "A photo of y"]]))
-    item = Spatial("g", tmp_path / "vg.json", tmp_path / "vg", "gqa").read().items[0]
-    assert item.images[0].name == "2350.jpg" and item.axes == ("",)
+    ids = ["2350", 2350, 2350.0]
+    records = [[image, "A photo of x", "A photo of y"] for image in ids]
+    (tmp_path / "vg.json").write_text(json.dumps(records))
+    for item in Spatial("g", tmp_path / "vg.json", tmp_path / "vg", "gqa").read().items:
+        assert item.images[0].name == "2350.jpg" and item.axes == ("",)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +185,9 @@ def test_spatial(tmp_path):
         ([1, "x", "x"], "record 0: both captions are 'x'"),
         (["dog", "x", "y"], "record 0: image id 'dog'; expected a number"),
         ([None, "x", "y"], "record 0: image id None; expected a number"),
+        ([139.5, "x", "y"], "record 0: image id 139.5; expected a number"),
+        ([True, "x", "y"], "record 0: image id True; expected a number"),
+        ([-1, "x", "y"], "record 0: image id -1; expected a number"),
     ],
 )
 def test_spatial_records_that_are_wrong(tmp_path, record, why):
@@ -262,12 +267,46 @@ def test_mmvp_rows_that_are_wrong(tmp_path, row, cells, why):
 
 
 def test_mmvp_columns_that_are_missing(tmp_path):
-    table = pair_files.table(tmp_path / "Q.csv", ("Index", *HEAD[1:]), ROWS)
-    with pytest.raises(LawError, match=r"column\(s\) lndex missing; found Index, Question"):
+    table = pair_files.table(tmp_path / "Q.csv", ("id", *HEAD[1:]), ROWS)
+    with pytest.raises(LawError, match=r"column\(s\) lndex missing; found id, Question"):
         MMVP("mmvp", tmp_path, table).read()
     table = pair_files.table(tmp_path / "Q.csv", HEAD, [ROWS[0]])
     with pytest.raises(LawError, match="row 1: 1 are no pair"):
         MMVP("mmvp", tmp_path, table).read()
+
+
+def test_a_table_as_other_programs_write_it(tmp_path):
+    """Byte order mark, CRLF, the column's right spelling, quotes doubled where none are around."""
+    pair_files.mmvp(tmp_path, 1)
+    text = (
+        "Index,Question,Options,Correct Answer\r\n"
+        '1,What is it?," (a) ""OK"" (b) No",(a)\r\n'
+        '2,What is it?,(a) ""OK"" (b) No,(b)\r\n'
+    )
+    (tmp_path / "Q.csv").write_bytes(text.encode("utf-8-sig"))
+    item = MMVP("mmvp", tmp_path / "MMVP Images", tmp_path / "Q.csv").read().items[0]
+    assert item.captions == ('"OK"', "No") and item.right == (0, 1)
+    (tmp_path / "Q.csv").write_bytes(text.encode() + b'3,"' + b"x" * 200_000)
+    with pytest.raises(LawError, match=r"Q\.csv: cannot be read as CSV: field larger"):
+        MMVP("mmvp", tmp_path / "MMVP Images", tmp_path / "Q.csv").read()
+
+
+def test_questions_of_mmvp_vlm_that_are_misnumbered(tmp_path, law_log):
+    """As the paper's file has 277 and 278 in the places of 225 and 226."""
+    data, images = pair_files.mmvp_vlm(tmp_path)
+    questions = pair_files.mmvp_questions(tmp_path / "Questions-llava.csv", 4)
+    right = MMVPVLM("mmvp_vlm", data, images, questions).read()
+    assert not law_log
+    text = questions.read_text()
+    questions.write_text(text.replace("\n3,", "\n277,").replace("\n4,", "\n278,"))
+    assert MMVPVLM("mmvp_vlm", data, images, questions).read() == right
+    assert [line.partition("csv: ")[2] for line in law_log] == [
+        "row 3: is numbered 277; taken for 3 by its place",
+        "row 4: is numbered 278; taken for 4 by its place",
+    ]
+    questions.write_text(text.replace("\n3,", "\n1,"))
+    with pytest.raises(LawError, match="row 3: 1 and 4 are no pair"):
+        MMVPVLM("mmvp_vlm", data, images, questions).read()
 
 
 def test_mmvp_vlm_chooses_images(tmp_path):
