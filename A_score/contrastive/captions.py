@@ -10,8 +10,8 @@ from llava.log import get_logger, progress
 
 logger = get_logger("a-score")
 
-HUMAN = ("human", "user")
-"""Who asks; every other turn is an answer."""
+ANSWERERS = ("gpt", "assistant")
+"""Whose turns are answers; others ask, or are the system's."""
 
 
 class Captions:
@@ -51,5 +51,5 @@ class Captions:
 
 def answers(record: dict[str, Any]) -> list[str]:
     """The record's answers without blanks around them, empty ones left out."""
-    told = [turn["value"] for turn in record["conversations"] if turn["from"] not in HUMAN]
+    told = [turn["value"] for turn in record["conversations"] if turn["from"] in ANSWERERS]
     return [text for one in told if (text := one.replace(DEFAULT_IMAGE_TOKEN, "").strip())]

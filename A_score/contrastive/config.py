@@ -47,9 +47,23 @@ class TrainConfig:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps: expected 1 or more, got {self.steps}")
 
+    def check_batch(self, samples: int, processes: int) -> None:
+        """Raises UsageError for batches larger than an epoch, or that leave a process nothing."""
+        if self.batch_size > samples:
+            raise UsageError(
+                f"batch_size {self.batch_size} is more than the {samples} records with one image "
+                "and an answer, and no batch holds one twice; take less, as in --set "
+                f"batch_size={samples}"
+            )
+        if self.batch_size < processes:
+            raise UsageError(
+                f"batch_size {self.batch_size} leaves some of {processes} processes without an "
+                "image; take more, or fewer processes"
+            )
+
     def total_steps(self, samples: int) -> int:
-        """Steps of the whole training, of so many samples an epoch; at least one."""
-        return self.steps or max(1, int(self.epochs * samples / self.batch_size))
+        """Steps of the whole training, of the whole batches of so many samples; at least one."""
+        return self.steps or max(1, int(self.epochs * (samples // self.batch_size)))
 
 
 def read_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:

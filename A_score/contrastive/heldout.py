@@ -1,8 +1,8 @@
 """How well a head finds captions it was not trained on: an estimate of alignment without an LLM.
 
-Pools of P images with P different captions; recall@1 is the share of images whose own caption
-scores higher than every other of the pool, and the other way round. Ties are not right. Letters in
-shapes: P images and captions of a pool.
+Pools of P different images with P different captions; recall@1 is the share of images whose own
+caption scores higher than every other of the pool, and the other way round. Ties are not right.
+Letters in shapes: P images and captions of a pool.
 """
 
 import random
@@ -83,33 +83,39 @@ class Alignment:
 
 
 def pools(captions: Captions, size: int, seed: int) -> tuple[list[list[int]], dict[int, str]]:
-    """(whole pools of records, caption of every record): no caption stands twice in a pool.
+    """(whole pools of records, caption of every record): nothing stands twice in a pool.
 
-    Records come in an order drawn by the seed, each goes to the first pool that lacks its caption.
-    LawError where there is no whole pool.
+    Neither a caption nor an image does, by its path: both would be ties. Records come in an order
+    drawn by the seed, each goes to the first pool that lacks its caption and its image. LawError
+    where there is no whole pool.
     """
     order = list(range(len(captions)))
     random.Random(f"pools {seed}").shuffle(order)  # a draw of data  # noqa: S311
     told = {i: captions.caption(i, 0) for i in order}
     found: list[dict[str, int]] = []
+    shown: list[set[str]] = []
     first_for: dict[str, int] = {}
     first_open = 0
     for i in order:
         # a caption's own pools are those before `first_for`; full ones are those before first_open
-        place = max(first_for.get(told[i], 0), first_open)
-        while place < len(found) and len(found[place]) == size:
+        place, image = max(first_for.get(told[i], 0), first_open), captions.image(i)
+        while place < len(found) and (len(found[place]) == size or image in shown[place]):
             place += 1
         if place == len(found):
             found.append({})
+            shown.append(set())
         found[place][told[i]] = i
+        shown[place].add(image)
         first_for[told[i]] = place + 1
         while first_open < len(found) and len(found[first_open]) == size:
             first_open += 1
     whole = [list(pool.values()) for pool in found if len(pool) == size]
     if not whole:
+        images = {captions.image(i) for i in order}
         raise LawError(
-            f"{len(order)} held-out records have {len(set(told.values()))} different captions, "
-            f"less than a pool of {size}; take a smaller one with --pool"
+            f"{len(order)} held-out records have {len(set(told.values()))} different captions and "
+            f"{len(images)} images; a pool of {size} needs that many of both; take a smaller one "
+            "with --pool"
         )
     return whole, told
 
@@ -125,6 +131,11 @@ def alignment(
         images = [path_inside(folder, captions.image(i)) for i in pool]
         patches = head.patches(tokens(images))
         scores_PP = head.scores(patches, head.embed([told[i] for i in pool])).double().cpu()
+        if not torch.isfinite(scores_PP).all():
+            raise LawError(
+                "the head gives held-out scores that are not finite; the tower's tokens are not, "
+                "so take --dtype float32"
+            )
         values["image_to_text"].append(recall(scores_PP))
         values["text_to_image"].append(recall(scores_PP.T))
         values["infonce"].append(float(clip_loss(scores_PP, head.scale.double().cpu())))

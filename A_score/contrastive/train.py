@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.config import to_plain
-from llava.errors import UsageError
+from llava.errors import LawError, UsageError
 from llava.exits import run_command
 from llava.files import ensure_writable, write_json
 
@@ -129,18 +129,19 @@ def _run(
     held_out = Captions(Records(arguments.held_out), config.seed) if arguments.held_out else None
     if held_out is not None:
         pools(held_out, arguments.pool, config.seed)  # too few captions: said before the training
+    config.check_batch(len(captions), launch().world)
+    images = _images(captions, arguments.images)
+    if held_out is not None:
+        images += _images(held_out, arguments.held_out_images or arguments.images)
     phrases = phrases_of(config.negatives) if config.negatives else None
     known = _closed_set(captions, phrases) if config.head.text.source == "table" else []
     torch.manual_seed(config.seed)
     texts = text_source(config.head.text, known, arguments.device)
     head = Head(config.head, representation.dim, texts).to(arguments.device)
-    images = _images(captions, arguments.images)
-    if held_out is not None:
-        images += _images(held_out, arguments.held_out_images or arguments.images)
     tokens = _tokens(representation, frame, images, arguments)
     facts = {
         "data": arguments.data,
-        "records": captions.records.stamp,
+        "records": captions.records.digest,
         "n": len(captions),
         "config": to_plain(config),
         "tower": _tower_facts(representation, frame, arguments.dtype),
@@ -152,7 +153,7 @@ def _run(
     )
     training.run()
     if launch().rank == 0:
-        facts |= {"steps": training.steps, "processes": launch().world}
+        facts |= {"steps": training.steps, "processes": launch().world, "way": _way(facts)}
         save_head(arguments.out, head, representation, frame, arguments.dtype, facts)
         if held_out is not None:
             _measure(config, representation, facts, head, tokens, held_out, arguments)
@@ -167,11 +168,18 @@ def _closed_set(captions: "Captions", phrases: "Phrases | None") -> list[str]:
 
 
 def _images(captions: "Captions", folder: Path) -> list[Path]:
-    """Every image of the records, once."""
+    """Every image of the records, once; LawError where one is missing, before any training."""
     from llava.data.images import path_inside
 
     names = dict.fromkeys(captions.image(i) for i in range(len(captions)))
-    return [path_inside(folder, name) for name in names]
+    paths = [path_inside(folder, name) for name in names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise LawError(
+            f"{len(missing)} of {len(paths)} images are not there, such as {missing[0]}; names in "
+            "--data begin in the folder --images, those in --held-out in --held-out-images"
+        )
+    return paths
 
 
 def _tokens(
@@ -209,16 +217,8 @@ def _measure(
     name = arguments.name or Path(arguments.held_out).stem
     folder = arguments.held_out_images or arguments.images
     found = alignment(head, tokens, held_out, folder, arguments.pool, config.seed)
-    # the same for every tower trained in this way, so that their numbers stand in one column
-    way = {key: value for key, value in facts.items() if key != "tower"}
     protocol = "/".join(
-        [
-            config.head.kind + ("-rope" if config.head.rope else ""),
-            f"pool{arguments.pool}",
-            f"text-{config.head.text.source}",
-            f"train-{_digest(way)[:12]}",
-            f"heldout-{held_out.records.stamp[:12]}",
-        ]
+        [*facts["way"], f"pool{arguments.pool}", f"heldout-{held_out.records.digest[:12]}"]
     )
     write_json(
         arguments.out / HELD_OUT, {"benchmark": name, "protocol": protocol} | found.to_json()
@@ -238,24 +238,54 @@ def _measure(
 
 
 def _tower_facts(representation: "Representation", frame: str, dtype: str) -> dict[str, Any]:
-    """What tokens depend on."""
+    """What tokens depend on, and the frame that goes without saying."""
+    from llava.data.tower_tokens import default_frame
+
     return {
         "specs": [part.hash() for part in representation.parts],
         "join": [representation.join, representation.grid_align],
         "frame": frame,
+        "default_frame": default_frame(representation),
         "dtype": dtype,
     }
 
 
+def _way(facts: dict[str, Any]) -> list[str]:
+    """How a head was trained, as parts of a protocol.
+
+    The same for every tower trained in this way, so that their numbers stand in one column; a frame
+    or dtype that is not the usual one is named.
+    """
+    head, tower = facts["config"]["head"], facts["tower"]
+    usual = {"frame": tower["default_frame"], "dtype": "float32"}
+    return [
+        head["kind"] + ("-rope" if head["rope"] else ""),
+        f"text-{head['text']['source']}",
+        *(f"{name}-{tower[name]}" for name, value in usual.items() if tower[name] != value),
+        f"train-{_digest({key: value for key, value in facts.items() if key != 'tower'})[:12]}",
+    ]
+
+
 def _digest(facts: dict[str, Any]) -> str:
-    """64 hex digits over what training's numbers depend on, paths left out."""
-    counted = {key: value for key, value in facts.items() if key not in ("data", "processes")}
+    """64 hex digits over what training's numbers depend on.
+
+    Not over where files are, since what is in them counts (`records`, `text`, `phrases`), nor over
+    how often is saved and logged.
+    """
+    counted = {key: value for key, value in facts.items() if key != "data"}
+    config = dict(counted["config"])
+    for name in ("negatives", "save_steps", "log_steps"):
+        del config[name]
+    where = ("model", "vectors", "captions")
+    text = {key: value for key, value in config["head"]["text"].items() if key not in where}
+    counted["config"] = config | {"head": config["head"] | {"text": text}}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def _processes(device: str) -> Iterator[None]:
     """Under torchrun the processes can talk to each other inside of this."""
+    import torch
     import torch.distributed as dist
 
     from llava.launch import launch
@@ -263,6 +293,8 @@ def _processes(device: str) -> Iterator[None]:
     if launch().world == 1:
         yield
         return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # where NCCL's barriers are
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield

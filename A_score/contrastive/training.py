@@ -1,8 +1,8 @@
 """The training of a head: batches, steps, and a checkpoint that a killed run goes on from.
 
-Batches are cut from a stream of epochs, each in an order of its own, so a batch may reach over the
-end of one. Everything that is drawn follows from the seed and the step, and the checkpoint holds
-the rest, so a run that was killed ends with the same numbers.
+Every epoch has an order of its own and whole batches only; what is left over of it is left out, so
+no batch holds a record twice. Everything that is drawn follows from the seed and the step, and the
+checkpoint holds the rest, so a run that was killed ends with the same numbers.
 """
 
 import io
@@ -33,7 +33,7 @@ CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
 
 class Batches:
-    """Which record is where in the stream of epochs."""
+    """Which records a step has."""
 
     def __init__(self, samples: int, batch_size: int, seed: int):
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
@@ -41,14 +41,12 @@ class Batches:
 
     def of(self, step: int) -> list[tuple[int, int]]:
         """(record, epoch) of a step's images, over all processes."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [self._at(*divmod(place, self.samples)) for place in places]
-
-    def _at(self, epoch: int, place: int) -> tuple[int, int]:
+        epoch, inside = divmod(step, self.samples // self.batch_size)
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-        return int(self._order[place]), epoch
+        start = inside * self.batch_size
+        return [(int(i), epoch) for i in self._order[start : start + self.batch_size]]
 
 
 @dataclass
@@ -67,12 +65,12 @@ class Training:
     """Of everything that the numbers depend on; a checkpoint of another run is refused."""
 
     def __post_init__(self):
+        self.here = launch()
         self.steps = self.config.total_steps(len(self.captions))
         self.trained = [one for one in self.head.parameters() if one.requires_grad]
         self.optimizer = torch.optim.Adam(
             self.trained, self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        self.here = launch()
         self.losses: list[dict[str, Any]] = []
 
     def run(self) -> None:
@@ -109,6 +107,7 @@ class Training:
         loss.backward()
         average_gradients(self.trained)
         self.optimizer.step()
+        self.head.limit_scale()
         return loss.item()
 
     def learning_rate(self, step: int) -> float:

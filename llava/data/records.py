@@ -91,6 +91,13 @@ class Records:
         """64 hex digits that change when a file does."""
         return hashlib.sha256("".join(file.stamp for file in self.files).encode()).hexdigest()
 
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits over all bytes of the files, wherever they are; reads them whole."""
+        return hashlib.sha256(
+            "".join(_digest(file.path) for file in self.files).encode()
+        ).hexdigest()
+
 
 @dataclass
 class _IndexedFile:
@@ -168,6 +175,14 @@ def _paths(path: str | os.PathLike) -> list[Path]:
         if not one.is_file():
             raise LawError(f"{one}: no such file (seen from {Path.cwd()})")
     return found
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise LawError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _stamp(path: Path) -> str:

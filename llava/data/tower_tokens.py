@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llava.data.images import ImageError
 from llava.data.stored import StoredFeatures
-from llava.errors import LawError
+from llava.errors import LawError, UsageError, unknown_name
 from llava.extraction import decode, extract
 from llava.features import DTYPES, FeatureStore, image_key
 from llava.model.multimodal_encoder.builder import build_tower
@@ -33,6 +33,12 @@ class Options:
     """Images that a tower takes at once."""
     workers: int = 2
     """Threads that read images."""
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise UsageError(unknown_name("dtype", self.dtype, DTYPES))
+        if self.batch_size < 1:
+            raise UsageError(f"a tower takes 1 image or more at once, got {self.batch_size}")
 
 
 class Tokens(ABC):

@@ -5,6 +5,8 @@ text, and no end token behind it. That is VLM2Vec (arXiv 2410.05160) as the comp
 its own CLIP used it (arXiv 2411.05195). Letters in shapes: B rows, T positions, H hidden size.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,8 @@ ALONE = "Represent the given image."
 """The same authors' instruction for an image alone."""
 FACTS = "embedder.json"
 """In a folder of adapters: what they were trained on, and how."""
+BASE = ("base", "base_fingerprint")
+"""What it says of the LLaVA that they go on."""
 MAX_LENGTH = 512
 """Tokens of a text, by default; VLM2Vec's 256 to 1024, of which an image took most."""
 
@@ -196,6 +200,18 @@ def embedder_facts(path: str) -> dict:
     """What training wrote beside adapters of an embedder; empty where there is none."""
     file = Path(path) / FACTS
     return read_json(file) if file.is_file() else {}
+
+
+def trained_how(path: str) -> str:
+    """How an embedder was trained, as part of a protocol: `trained-` and 8 hex digits.
+
+    Of a LLaVA that is none, `untrained`. The base does not count: it says who was trained.
+    """
+    facts = embedder_facts(path)
+    if not facts:
+        return "untrained"
+    how = {name: value for name, value in facts.items() if name not in BASE}
+    return f"trained-{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def base_of(path: str, base: str | None = None) -> str | None:

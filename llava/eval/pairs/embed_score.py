@@ -13,7 +13,14 @@ import numpy as np
 from PIL import Image
 
 from llava.errors import LawError, UsageError
-from llava.eval.embedding import Embedder, Entry, base_of, instruction, load_embedder
+from llava.eval.embedding import (
+    Embedder,
+    Entry,
+    base_of,
+    instruction,
+    load_embedder,
+    trained_how,
+)
 from llava.eval.evaluation.subject import Subject, subject
 from llava.eval.pairs.items import Item
 from llava.eval.pairs.pictures import open_picture
@@ -65,8 +72,9 @@ class EmbedScorer(Scorer):
         """Everything that the scores depend on, as plain JSON values."""
         model = self.embedder.model
         asked = f"question/order{self.seed}" if self.questions else "no-question"
+        how = ["last-token", trained_how(self.who.path), asked, dtype_name(model.dtype)]
         return {
-            "protocol": f"last-token/{asked}/{dtype_name(model.dtype)}",
+            "protocol": "/".join(how),
             "representation": self.who.representation,
             "spec_hash": self.who.spec_hash,
             "model": self.who.path,

@@ -75,11 +75,15 @@ class HeadScorer(Scorer):
         """The head's weights, its towers and its texts."""
         saved = self.saved
         text = saved.head.texts.facts()
+        # of a head that no command trained, its weights say how it came about
+        way = saved.training.get("way") or [f"head-{saved.digest[:12]}"]
         return {
+            "protocol": "/".join(way),
             "representation": saved.representation.name,
             "spec_hash": spec_hash(saved.representation),
             "model": str(self.folder),
             "fingerprint": saved.digest,
+            "seed": saved.training.get("config", {}).get("seed"),
             "select_feature": saved.representation.parts[0].select,
             "frame": saved.frame,
             "dtype": saved.dtype,

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+LEAST_TEMPERATURE = 0.01
+"""Below it CLIP does not let its own fall, since training becomes unstable."""
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -69,7 +72,7 @@ class HeadConfig:
     loss: Literal["clip", "siglip"] = "clip"
     """Over the batch: a choice among captions and among images, or yes and no for every two."""
     temperature: float = 0.1
-    """Cosines are divided by it."""
+    """Cosines are divided by it; .01 or more, as CLIP's."""
     bias: float = -10.0
     """SigLIP: what is added to a logit at the start."""
     learned_temperature: bool = False
@@ -81,8 +84,10 @@ class HeadConfig:
             raise ValueError(f"width: expected 1 or more, got {self.width}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more and less than 1, got {self.dropout}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: expected more than 0, got {self.temperature}")
+        if not self.temperature >= LEAST_TEMPERATURE:
+            raise ValueError(
+                f"temperature: expected {LEAST_TEMPERATURE} or more, got {self.temperature}"
+            )
         if self.sigma is not None and not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma: expected 0 to 1, got {self.sigma}")
         if min(self.fine_weight, self.global_weight) < 0:

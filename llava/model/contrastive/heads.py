@@ -18,7 +18,7 @@ SCALES = {"softmax": 1.0, "sigmoid": 10.0, "sum": 1.0}
 """What a cosine is multiplied by: PACL's paper has none, its public re-implementation 10."""
 ROPE_BASE = 10_000.0
 POOLED_AT_ONCE = 1 << 26
-"""Numbers in the pooled vectors that are in memory at once: 256 MiB in float32."""
+"""Numbers in the pooled vectors, or their weights, that are in memory at once: 256 MiB."""
 TINY = 1e-8
 
 
@@ -94,12 +94,13 @@ def pooled_scores(patches_BND: Tensor, texts_TD: Tensor, pooling: Pooling, scale
     """Cosines [B, T]: each image's patches are pooled anew for every caption (PACL, equation 3).
 
     Images are taken a few at a time, and computed again in the backward pass, so that the [B, T, D]
-    pooled vectors never stand in memory at once.
+    pooled vectors and the [B, T, N] weights never stand in memory at once.
     """
     texts_TD = functional.normalize(texts_TD, dim=1)
     if pooling == "sum":  # the same vector for every caption
         return functional.normalize(patches_BND.sum(1), dim=1) @ texts_TD.T
-    each = max(1, POOLED_AT_ONCE // max(1, texts_TD.numel()))
+    wide = max(patches_BND.shape[1:])
+    each = max(1, POOLED_AT_ONCE // max(1, len(texts_TD) * wide))
     rows = [
         checkpoint(_pooled_scores, part, texts_TD, pooling, scale, use_reentrant=False)
         for part in patches_BND.split(each)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llava.errors import UsageError
-from llava.model.contrastive.config import HeadConfig
+from llava.model.contrastive.config import LEAST_TEMPERATURE, HeadConfig
 from llava.model.contrastive.gather import gather
 from llava.model.contrastive.heads import (
     SCALES,
@@ -27,9 +27,6 @@ from llava.model.contrastive.heads import (
 )
 from llava.model.contrastive.losses import clip_loss, siglip_loss, sparc_fine_loss
 from llava.model.contrastive.texts import TextSource
-
-LARGEST_SCALE = 100.0
-"""A learned temperature stays above .01, as CLIP's."""
 
 
 class Texts(NamedTuple):
@@ -73,7 +70,16 @@ class Head(nn.Module):
     @property
     def scale(self) -> Tensor:
         """What cosines are multiplied by."""
-        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def limit_scale(self) -> None:
+        """Takes a learned temperature that fell too low back to the least one.
+
+        To be called behind every step. The parameter itself is set back, as CLIP's is: a bound in
+        the forward pass would have no gradient beyond it, and hold it there for good.
+        """
+        self.log_scale.clamp_(max=-math.log(LEAST_TEMPERATURE))
 
     def patches(self, tokens_BNC: Tensor) -> Tensor:
         """[B, N, D] of a tower's tokens, in order of rows."""

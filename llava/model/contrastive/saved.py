@@ -6,6 +6,7 @@ is: `OLD=NEW` says where a tower's weights are now.
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,17 @@ from llava.model.representation import record, representation_of
 
 CONFIG, WEIGHTS = "config.json", "head.safetensors"
 FORMAT = 1
+"""Of config.json; goes up when its fields mean something else."""
+KINDS = {
+    "head": dict,
+    "text": dict,
+    "towers": dict,
+    "training": dict,
+    "frame": str,
+    "dtype": str,
+    "digest": str,
+}
+DIGEST = re.compile("[0-9a-f]{64}")
 REMEDY = "expected a folder that `law a-score head --out` wrote"
 
 
@@ -87,25 +99,57 @@ def load_head(
     """
     path = Path(folder) / CONFIG
     facts = read_json(path, REMEDY)
-    try:
-        config = build(HeadConfig, facts["head"], f"{path}: head")
-        towers, digest = facts["towers"], facts["digest"]
-        text, frame, dtype = facts["text"], facts["frame"], facts["dtype"]
-        training, names = facts["training"], [part["id"] for part in towers["mm_vision_specs"]]
-    except (KeyError, TypeError) as error:
-        raise LawError(f"{path}: no config of a head, it has no {error}; {REMEDY}") from error
+    _check_config(facts, path)
+    towers, text = facts["towers"], facts["text"]
+    config = build(HeadConfig, facts["head"], f"{path}: head")
+    names = [part["id"] for part in towers["mm_vision_specs"]]
     elsewhere = dict(replacements or {})
-    config = replace(config, text=_moved(config.text, elsewhere, names))
+    moved = replace(config, text=_moved(config.text, elsewhere, names))
     found = representation_of(SimpleNamespace(**towers), elsewhere)
-    texts = text_source(config.text, text.get("captions", ()), device)
-    if texts.facts() != text:
+    texts = text_source(moved.text, text.get("captions", ()), device)
+    if not _same(texts.facts(), text, moved != config):
         raise LawError(
             f"{path}: text source '{config.text.source}' is not the one that the head was trained "
             f"with, which was {_short(text)}; found {_short(texts.facts())}"
         )
-    head = Head(config, found.dim, texts)
-    _fill(head, Path(folder) / WEIGHTS, digest)
-    return SavedHead(head.to(device).eval(), found, frame, dtype, training, digest)
+    head = Head(moved, found.dim, texts)
+    _fill(head, Path(folder) / WEIGHTS, facts["digest"])
+    return SavedHead(
+        head.to(device).eval(),
+        found,
+        facts["frame"],
+        facts["dtype"],
+        facts["training"],
+        facts["digest"],
+    )
+
+
+def _check_config(facts: Any, path: Path) -> None:
+    """Raises LawError for what `save_head` does not write."""
+    if not isinstance(facts, dict) or "head" not in facts or "digest" not in facts:
+        raise LawError(f"{path}: no config of a head; {REMEDY}")
+    if facts.get("format") != FORMAT:
+        raise LawError(
+            f"{path}: has format {facts.get('format')}, and this version reads {FORMAT}; train "
+            "the head anew, or take the version that wrote it"
+        )
+    for name, kind in KINDS.items():
+        if not isinstance(facts.get(name), kind):
+            raise LawError(f"{path}: `{name}` is {facts.get(name)!r:.60}; {REMEDY}")
+    if not isinstance(facts["towers"].get("mm_vision_specs"), list):
+        raise LawError(f"{path}: `towers` has no mm_vision_specs; {REMEDY}")
+
+
+def _same(found: Mapping[str, Any], recorded: Mapping[str, Any], moved: bool) -> bool:
+    """Whether a text source is that of training.
+
+    Weights that were a hub's then and were said to be elsewhere now cannot be compared, as towers'
+    cannot; all else must be the same.
+    """
+    weights = str(recorded.get("weights", ""))
+    if moved and not DIGEST.fullmatch(weights):
+        found = {**found, "weights": weights}
+    return dict(found) == dict(recorded)
 
 
 def _moved(text: TextConfig, elsewhere: dict[str, str], towers: list[str]) -> TextConfig:

@@ -40,7 +40,10 @@ class TextSource(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What the vectors depend on, as plain JSON values."""
+        """What the vectors depend on, as plain JSON values.
+
+        `weights`, where there are any, is a local folder's digest or a hub id.
+        """
 
 
 class ClipTexts(TextSource):
@@ -66,7 +69,8 @@ class ClipTexts(TextSource):
     def facts(self) -> dict[str, Any]:
         """The weights and the tokenizer."""
         spec = self.encoder.spec
-        return {"source": "clip", "spec_hash": spec.hash(), "text": self.encoder.text_digest}
+        weights = spec.digest or spec.weights or spec.id
+        return {"source": "clip", "weights": weights, "text": self.encoder.text_digest}
 
 
 class LanguageModelTexts(TextSource):
@@ -112,8 +116,8 @@ class LanguageModelTexts(TextSource):
 
     def facts(self) -> dict[str, Any]:
         """The folder's digest, or the hub id."""
-        digest = folder_digest(self.source) if Path(self.source).is_dir() else self.source
-        return {"source": "llm", "model": digest}
+        weights = folder_digest(self.source) if Path(self.source).is_dir() else self.source
+        return {"source": "llm", "weights": weights}
 
 
 class FileTexts(TextSource):

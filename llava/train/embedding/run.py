@@ -52,10 +52,11 @@ WITHOUT_EFFECT = (
     "save_total_limit",
     "logging_steps",
     "resume_from_checkpoint",
+    "data_path",
     "image_folder",
     "tower_alias",
 )
-"""Flags that may change when a run goes on; of the last two only where files are is meant."""
+"""Flags that may change when a run goes on; of the last three only where files are is meant."""
 
 
 @dataclass
@@ -186,14 +187,15 @@ def _prepared(flags: argparse.Namespace, device: str) -> Run:
     optimizer = torch.optim.AdamW(
         trained, flags.learning_rate, weight_decay=flags.weight_decay, fused=False
     )
-    return Run(flags, wrapped, embedder, tokenizer, pairs, optimizer, _facts(flags))
+    return Run(flags, wrapped, embedder, tokenizer, pairs, optimizer, _facts(flags, pairs))
 
 
-def _facts(flags: argparse.Namespace) -> dict[str, Any]:
+def _facts(flags: argparse.Namespace, pairs: Pairs) -> dict[str, Any]:
     """What the adapters depend on; `step` is added when they are written."""
     plain = {name: value for name, value in _plain(flags).items() if name not in WITHOUT_EFFECT}
     base = plain.pop("model_name_or_path")
-    return {"base": base, "base_fingerprint": fingerprint(base), **plain}
+    records = pairs.records.digest
+    return {"base": base, "base_fingerprint": fingerprint(base), "records": records, **plain}
 
 
 def _plain(flags: argparse.Namespace) -> dict[str, Any]:

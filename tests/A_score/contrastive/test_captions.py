@@ -57,7 +57,9 @@ RECORDS = [
     {
         "id": "a",
         "image": "a.png",
-        "conversations": [turn("human", "<image>"), turn("gpt", " One. ")],
+        "conversations": [
+            *(turn("system", "You see."), turn("human", "<image>"), turn("gpt", " One. "))
+        ],
     },
     {
         "id": "b",

@@ -95,6 +95,8 @@ def test_facts(world, folders):
     assert plain["fingerprint"] != turned["fingerprint"]
     assert plain["spec_hash"] == resolve(str(world / "tower")).parts[0].hash()
     assert scorer(folders / "pacl").facts() == plain
+    assert plain["protocol"].startswith("pacl/text-table/train-")
+    assert plain["protocol"] != turned["protocol"]  # two heads of a tower are two columns
 
 
 def test_a_table_has_no_other_captions(world, folders):
@@ -109,6 +111,23 @@ def test_a_folder_that_is_none(tmp_path, folders):
         scorer(tmp_path)
     with pytest.raises(UsageError, match="expected 1 or more"):
         scorer(folders / "pacl", "--batch-size", "0")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"format": 2}, "has format 2, and this version reads 1"),
+        ({"text": []}, "`text` is \\[\\]"),
+        ({"towers": []}, "`towers` is"),
+        ({"towers": {}}, "no mm_vision_specs"),
+        ({"digest": None}, "`digest` is None"),
+    ],
+)
+def test_a_config_that_is_none(folders, tmp_path, change, expected):
+    facts = json.loads((folders / "pacl/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(facts | change))
+    with pytest.raises(LawError, match=expected):
+        load_head(tmp_path)
 
 
 def test_damaged_weights_are_refused(folders, tmp_path):

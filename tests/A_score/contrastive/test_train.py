@@ -1,6 +1,8 @@
 """`law a-score head`: what it writes, that a killed run goes on, that two processes are one."""
 
 import json
+import re
+import shutil
 import subprocess
 
 import pytest
@@ -13,7 +15,10 @@ from A_score.contrastive.heldout import alignment, pools, recall
 from A_score.contrastive.train import main
 from A_score.contrastive.training import Batches
 from llava.errors import ConfigError, LawError, UsageError
+from llava.model.contrastive.config import HeadConfig, TextConfig
+from llava.model.contrastive.model import Head
 from llava.model.contrastive.saved import load_head
+from llava.model.contrastive.texts import text_source
 from llava.results import read
 
 
@@ -62,7 +67,7 @@ def test_held_out_alignment(trained):
         line = next(line for line in text.splitlines() if f"shapes_{name}" in line)
         assert f",A_head,shapes_{name},{found[name]['mean']}" in line
         assert f",{unit}," in line
-        assert "pacl-rope/pool8/text-table/" in line
+        assert re.search("pacl-rope/text-table/train-[0-9a-f]{12}/pool8/heldout-", line)
     assert len(read(trained.parent / "r.csv")) == 3
 
 
@@ -93,6 +98,44 @@ def test_a_killed_run_ends_the_same(world, trained, tmp_path, monkeypatch):
     assert_same(weights(tmp_path / "run"), weights(trained))
 
 
+def test_a_learned_temperature_can_come_back(tmp_path):
+    """From where it may not go; its gradient is not lost there."""
+    text = TextConfig("table", width=4)
+    config = HeadConfig(width=4, temperature=0.01, learned_temperature=True, text=text)
+    head = Head(config, 6, text_source(text, ["a", "b"]))
+    with torch.no_grad():
+        head.log_scale += 1
+    head.limit_scale()
+    assert head.scale.item() == pytest.approx(100)
+    head.loss(torch.randn(2, 3, 6), ["a", "b"]).backward()
+    assert head.log_scale.grad != 0
+
+
+def test_a_missing_image_is_found_before_training(world, tmp_path):
+    with pytest.raises(LawError, match=r"48 of 48 images are not there, such as .*--images"):
+        main(flags(world, tmp_path / "run", "--images", str(tmp_path)))
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_protocol_says_how_a_head_was_trained(world, trained, tmp_path):
+    """Not where its data are, nor how often it was saved; another frame or data is another way."""
+
+    def way(out, *more, **changes):
+        main(flags(world, out, *more, config="pacl_rope", **changes))
+        return load_head(out).training["way"]
+
+    known = load_head(trained).training["way"]
+    assert known[:2] == ["pacl-rope", "text-table"]
+    assert known[2].startswith("train-")
+    shutil.copytree(world / "data", tmp_path / "data", copy_function=shutil.copyfile)
+    moved = ("--data", str(tmp_path / "data/train.json"), "--images", str(tmp_path / "data"))
+    assert way(tmp_path / "moved", *moved, save_steps=5) == known
+    assert way(tmp_path / "padded", "--frame", "pad") == [*known[:2], "frame-pad", known[2]]
+    records = json.loads((tmp_path / "data/train.json").read_text())
+    (tmp_path / "data/train.json").write_text(json.dumps(records[::-1]))
+    assert way(tmp_path / "other", *moved)[2] != known[2]
+
+
 def test_another_run_is_refused(world, trained, tmp_path):
     before = (trained / "config.yaml").read_text()
     with pytest.raises(UsageError, match="of another run"):
@@ -110,6 +153,10 @@ def test_another_run_is_refused(world, trained, tmp_path):
         ({}, ["--pool", "1"], "expected 2 or more"),
         ({}, ["--set", "batch_size"], "expected KEY=VALUE"),
         ({"batch_size": 0}, [], "expected 1 or more"),
+        ({"batch_size": 49}, [], "more than the 48 records .* --set batch_size=48"),
+        ({"head.temperature": 0.001}, [], "expected 0.01 or more"),
+        ({}, ["--dtype", "float33"], "did you mean 'float32'"),
+        ({}, ["--tower-batch", "0"], "1 image or more"),
         ({"head.text": '{"source": "clip", "model": "TOWER"}'}, [], "no text half"),
     ],
 )
@@ -121,7 +168,7 @@ def test_what_cannot_be_meant(world, tmp_path, changes, more, expected):
 
 def test_too_large_a_pool(world, tmp_path):
     """Is said before anything is trained."""
-    with pytest.raises(LawError, match="48 different captions, less than a pool of 64"):
+    with pytest.raises(LawError, match=r"48 different captions .* a pool of 64"):
         main(flags(world, tmp_path / "run", "--held-out", str(world / "data/train.json"), steps=1))
     assert not (tmp_path / "run/log.jsonl").exists()
 
@@ -138,32 +185,39 @@ def test_shipped_configs(name):
     config = read_config(ROOT / f"configs/A_score/{name}.yaml")
     assert config.head.kind == name.partition("_")[0]
     assert config.head.rope == (name != "pacl")
-    assert config.total_steps(1_200_000) == 2929
+    assert config.total_steps(1_200_000) == 2920
     with pytest.raises(ConfigError, match=r"--set: head\.dropout: expected a number"):
         read_config(ROOT / f"configs/A_score/{name}.yaml", ["head.dropout=much"])
 
 
 def test_batches_go_through_every_epoch():
-    batches = Batches(5, 3, seed=0)
-    stream = [entry for step in range(5) for entry in batches.of(step)]
-    for epoch in range(3):
-        part = stream[5 * epoch : 5 * epoch + 5]
-        assert sorted(part) == [(i, epoch) for i in range(5)]
-    assert [i for i, _ in stream[:5]] != [i for i, _ in stream[5:10]]
-    assert Batches(5, 3, seed=0).of(3) == stream[9:12]
+    """Nothing stands twice in an epoch; what no whole batch has room for waits for the next."""
+    batches = Batches(8, 3, seed=0)
+    steps = [batches.of(step) for step in range(40)]
+    for epoch in range(20):
+        part = steps[2 * epoch] + steps[2 * epoch + 1]
+        assert {number for _, number in part} == {epoch}
+        assert len({i for i, _ in part}) == 6
+    assert steps[0] != [(i, 0) for i, _ in steps[2]]
+    assert {i for step in steps for i, _ in step} == set(range(8))
+    assert Batches(8, 3, seed=0).of(3) == steps[3]
 
 
 class Told:
     """Captions of records in place of a file's."""
 
-    def __init__(self, captions):
+    def __init__(self, captions, images=None):
         self.captions = captions
+        self.images = images or [f"{i}.png" for i in range(len(captions))]
 
     def __len__(self):
         return len(self.captions)
 
     def caption(self, i, epoch):
         return self.captions[i]
+
+    def image(self, i):
+        return self.images[i]
 
 
 def test_pools_have_no_caption_twice():
@@ -174,6 +228,17 @@ def test_pools_have_no_caption_twice():
     for pool in found:
         assert len({captions[i] for i in pool}) == 3
     assert pools(Told(told), 3, seed=0)[0] == found
+
+
+def test_pools_have_no_image_twice():
+    """Two records of one image would tie for each other's captions."""
+    images = ["a", "a", "a", "b", "b", "c", "d", "e"]
+    found, _ = pools(Told([f"caption {i}" for i in range(8)], images), 2, seed=0)
+    assert len(found) >= 3
+    for pool in found:
+        assert len({images[i] for i in pool}) == 2
+    with pytest.raises(LawError, match="3 different captions and 1 images; a pool of 2"):
+        pools(Told(["a", "b", "c"], ["x"] * 3), 2, seed=0)
 
 
 def test_recall_counts_no_ties():
@@ -204,7 +269,6 @@ class Oracle(torch.nn.Module):
 @pytest.mark.parametrize(("sure", "right"), [(1.0, 1.0), (-1.0, 0.0), (0.0, 0.0)])
 def test_alignment_of_an_oracle(sure, right, tmp_path):
     told = Told([f"caption {i}" for i in range(9)])
-    told.image = lambda i: f"{i}.png"
     found = alignment(Oracle(sure), len, told, tmp_path, 4, seed=0)
     assert (found.n, found.left_out) == (8, 1)
     assert found.mean("image_to_text") == found.mean("text_to_image") == right

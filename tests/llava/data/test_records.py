@@ -339,3 +339,15 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
 def test_images_of():
     """A path, several, or none."""
     assert [images_of(record) for record in SAMPLE] == [["a.jpg"], [], ["x.png", "y.png"], []]
+
+
+def test_digest_is_of_what_is_in_the_files(tmp_path):
+    """Wherever they are and whenever they were written."""
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text('[{"conversations": [{"from": "gpt", "value": "a"}]}]')
+    other.write_bytes(one.read_bytes())
+    os.utime(other, (0, 0))
+    assert Records(one).digest == Records(other).digest
+    other.write_text(one.read_text().replace('"a"', '"b"'))
+    assert Records(one).digest != Records(other).digest
+    assert Records(f"{one},{other}").digest not in (Records(one).digest, Records(other).digest)

@@ -240,10 +240,17 @@ def test_refused(flags, world, llava, tmp_path):
         main(flags(output_dir=llava / "stage2"))
 
 
-def test_other_flags_when_going_on(flags, tmp_path):
-    """Refused by name; `False` begins anew."""
+def test_other_flags_when_going_on(world, flags, tmp_path):
+    """Refused by name, as are other data, but not their place; `False` begins anew."""
     main(flags(max_steps=2))
     with pytest.raises(UsageError, match="was trained with seed 0, and now it is 1"):
         main(flags(max_steps=2, seed=1))
+    talks = world / "talks.json"
+    (tmp_path / "same.json").write_bytes(talks.read_bytes())
+    main(flags(max_steps=2, data_path=tmp_path / "same.json"))  # is done
+    records = json.loads(talks.read_text())
+    (tmp_path / "same.json").write_text(json.dumps(records[::-1]))
+    with pytest.raises(UsageError, match="was trained with records"):
+        main(flags(max_steps=2, data_path=tmp_path / "same.json"))
     main(flags(max_steps=2, seed=1, resume_from_checkpoint=False))
     assert (tmp_path / "run" / "checkpoint-2.aside").is_dir()

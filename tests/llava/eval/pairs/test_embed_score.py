@@ -1,6 +1,7 @@
 """`--scorer embed`: cosines of the embedder's vectors, once for every image and caption."""
 
 import argparse
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from tiny import picture
 from world import make_world, stage1, stage2
 
 from llava.errors import LawError, UsageError
-from llava.eval.embedding import Entry, instruction
+from llava.eval.embedding import FACTS, Entry, instruction, trained_how
 from llava.eval.pairs.embed_score import make
 from llava.eval.pairs.flags.embed import add_arguments
 from llava.eval.pairs.items import Item
@@ -84,6 +85,18 @@ def test_facts(world):
     assert len(one["fingerprint"].split("+")[0]) == 16
     assert one["dtype"] == "float32"
     assert one["select_feature"] == "patch"
+
+
+def test_a_protocol_tells_an_embedder_from_its_base(world, tmp_path):
+    """Both see by one tower, so without it a results table would hold the newer row alone."""
+    assert scorer(world).facts()["protocol"] == "last-token/untrained/question/order0/float32"
+    (tmp_path / FACTS).write_text('{"base": "a", "base_fingerprint": "b", "seed": 0}')
+    known = trained_how(str(tmp_path))
+    assert re.fullmatch("trained-[0-9a-f]{8}", known)
+    (tmp_path / FACTS).write_text('{"seed": 0, "base": "c", "base_fingerprint": "d"}')
+    assert trained_how(str(tmp_path)) == known
+    (tmp_path / FACTS).write_text('{"seed": 1, "base": "c", "base_fingerprint": "d"}')
+    assert trained_how(str(tmp_path)) != known
 
 
 def test_each_image_once(world, items, monkeypatch):

@@ -60,7 +60,7 @@ def test_scores_pool_anew_for_every_caption(pooling, monkeypatch):
             }[pooling]
             expected[b, t] = cosine_similarity((weights[:, None] * patches[b]).sum(0), texts[t], 0)
     torch.testing.assert_close(pooled_scores(patches, texts, pooling, 3.0), expected)
-    monkeypatch.setattr(heads, "POOLED_AT_ONCE", T * D)  # one image
+    monkeypatch.setattr(heads, "POOLED_AT_ONCE", 2 * T * D)  # two images, then one
     torch.testing.assert_close(pooled_scores(patches, texts, pooling, 3.0), expected)
 
 

@@ -176,6 +176,30 @@ def test_test_pooling(folders):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("name", ["clip", "llm"])
+def test_a_hubs_texts_may_be_in_a_folder(folders, name, tmp_path):
+    """Trained with a hub id, read without a network; a folder's weights must be the same."""
+    text = TextConfig(name, str(folders / name))
+    head = Head(HeadConfig(width=8, text=text), 24, text_source(text)).eval()
+    representation = resolve(str(folders / "clip"))
+    save_head(tmp_path, head, representation, "own", "float32", {})
+    path = tmp_path / "config.json"
+    facts = json.loads(path.read_text())
+    assert len(facts["text"]["weights"]) == 64
+    alias = {"some/hub-id": str(folders / name)}
+
+    def written(weights):
+        facts["head"]["text"]["model"], facts["text"]["weights"] = "some/hub-id", weights
+        path.write_text(json.dumps(facts))
+
+    written("some/hub-id")
+    found = load_head(tmp_path, alias).head
+    torch.testing.assert_close(found.embed(CAPTIONS).rows, head.embed(CAPTIONS).rows)
+    written("0" * 64)
+    with pytest.raises(LawError, match="not the one that the head was trained with"):
+        load_head(tmp_path, alias)
+
+
 def test_another_text_source_is_refused(folders, tmp_path):
     config = write(tmp_path, np.ones((3, 4)), CAPTIONS)
     head = Head(HeadConfig(width=8, text=config), 24, text_source(config))
@@ -191,7 +215,7 @@ def test_another_text_source_is_refused(folders, tmp_path):
     [
         ({"kind": "sparc"}, "one vector for a caption"),
         ({"width": 0}, "width: expected 1 or more"),
-        ({"temperature": 0}, "more than 0"),
+        ({"temperature": 0}, "0.01 or more"),
         ({"sigma": 2}, "0 to 1"),
         ({"dropout": 1}, "less than 1"),
         ({"text": {"source": "file"}}, "vectors: source 'file' needs it"),
