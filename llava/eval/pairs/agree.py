@@ -66,9 +66,8 @@ def main(argv: Sequence[str], prog: str = "agree") -> None:
         from llava import results
 
         run_dir = str(arguments.out.parent) if arguments.out else ""
-        results.append(
-            arguments.results, [row for one in reports for row in rows(one, protocol, run_dir)]
-        )
+        found_rows = [row for one in reports for row in rows(one, protocol, run_dir)]
+        results.append(arguments.results, found_rows, skip_known=True)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

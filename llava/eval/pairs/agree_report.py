@@ -27,9 +27,11 @@ def report_of(
     pairs: "Sequence[Sequence[Pair]]",
 ) -> dict[str, Any]:
     """What one representation finds, as plain values."""
+    from llava.model.representation import spec_hash
+
     report: dict[str, Any] = {
         "representation": representation.name,
-        "spec_hash": "+".join(part.hash() for part in representation.parts),
+        "spec_hash": spec_hash(representation),
         "benchmarks": {},
     }
     cosines_P, ranks_P = alike.cosines(), alike.ranks_P

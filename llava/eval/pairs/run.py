@@ -38,6 +38,7 @@ def main(argv: list[str], prog: str = "law pairs run") -> None:
     if arguments.results:
         found = rows(result, arguments.metrics, str(arguments.out.parent))
         results.append(arguments.results, found, skip_known=True)
+    _tell_ties(result)
     print(as_text({str(arguments.out): result}), end="")
 
 
@@ -74,6 +75,18 @@ def evaluate(
     write_json(out, result)
     forget(out)
     return result
+
+
+def _tell_ties(result: dict[str, Any]) -> None:
+    """Warns of decisions that are wrong for equal scores: too coarse a dtype, a text cut off."""
+    for one in result["results"]:
+        if one["ties"]:
+            logger.warning(
+                "%s: %d of %d decisions are ties, whose scores are equal; they count as wrong",
+                one["benchmark"],
+                one["ties"],
+                one["individual"]["of"],
+            )
 
 
 def _there(out: Path, mark: str) -> dict[str, Any]:

@@ -37,6 +37,9 @@ PIECE = 64
 VERSION = 1
 """Goes up when the same scorer and benchmark give other scores."""
 
+WHERE = ("model", "model_base", "run_dir")
+"""Facts of a checkpoint's place, which may be written in several ways."""
+
 
 def benchmark_digest(benchmark: Benchmark) -> str:
     """16 hex digits of what is asked, the images' bytes among it; where they lie does not count.
@@ -56,7 +59,12 @@ def benchmark_digest(benchmark: Benchmark) -> str:
 
 
 def fingerprint(facts: dict[str, Any], digests: dict[str, str]) -> str:
-    """16 hex digits of all that the scores of several benchmarks depend on."""
+    """16 hex digits of all that the scores of several benchmarks depend on.
+
+    Where the model lies counts only if the facts have no `fingerprint` of its content.
+    """
+    if facts.get("fingerprint"):
+        facts = {name: value for name, value in facts.items() if name not in WHERE}
     whole = json.dumps([VERSION, PIECE, facts, digests], sort_keys=True, default=str)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
@@ -84,6 +92,11 @@ def score_all(
     done = _read_all(out, mark)
     found: dict[str, list[np.ndarray]] = {}
     for name, start, _ in pieces:
+        if (name, start) not in done:
+            raise LawError(
+                f"{out}: the scores of {name} from item {start} on are gone from beside it; does "
+                "another run write there? Give each its own --out"
+            )
         found.setdefault(name, []).extend(done[name, start])
     return found
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import LawError, UsageError
+from llava.eval.pairs.flags.vqa import QUESTION
 from llava.eval.pairs.items import Benchmark, Item
 from llava.eval.pairs.shapes import (
     CELL_PX,
@@ -34,8 +35,6 @@ from llava.log import progress
 NAME = "synthetic"
 VERSION = 1
 """Goes up when the same numbers give other pictures or texts."""
-YES_NO = 'Does this figure show "{}"? Please answer yes or no.'
-"""VQAScore's question, as in t2v_metrics; llava/eval/pairs/vqa_score.py asks the same."""
 PAIR_RELATIONS = ("left", "above")
 """Of a pair's first image; the second has the opposite."""
 
@@ -167,8 +166,8 @@ def _write_training(out: Path, count: int, rng: random.Random, seen: set[bytes])
         captions.append(_talk(name, image, "", scene.caption))
         wrong = caption(scene.first, RELATIONS[scene.relation].opposite, scene.second)
         talks += [
-            _talk(f"{name}_yes", image, YES_NO.format(scene.caption), "Yes"),
-            _talk(f"{name}_no", image, YES_NO.format(wrong), "No"),
+            _talk(f"{name}_yes", image, QUESTION.format(scene.caption), "Yes"),
+            _talk(f"{name}_no", image, QUESTION.format(wrong), "No"),
             _talk(
                 f"{name}_where",
                 image,

@@ -16,6 +16,7 @@ from PIL import Image
 
 from llava.errors import LawError
 from llava.eval.local_tasks import nats
+from llava.eval.pairs.flags.vqa import QUESTION
 from llava.eval.pairs.pictures import open_picture
 from llava.eval.pairs.readers.whatsup import WhatsUp
 
@@ -31,8 +32,6 @@ FILES = {
     "whatsup_b": ("controlled_clevr_dataset.json", "controlled_clevr"),
 }
 """Set -> its records, and the folder of its images."""
-QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
-"""Of VQAScore (t2v_metrics, Apache-2.0)."""
 
 Decision = Mapping[str, Any]
 """`group`: what is right together; `right`: whether this image's choice is."""

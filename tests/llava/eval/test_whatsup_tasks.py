@@ -16,7 +16,7 @@ from llava.eval.evaluation.stderr import spread
 from llava.eval.harness import load_tasks, task_manager
 from llava.eval.pairs.metrics import measure
 from llava.eval.pairs.readers.whatsup import WhatsUp
-from llava.eval.pairs.vqa_score import QUESTION, VqaScorer
+from llava.eval.pairs.vqa_score import VqaScorer
 from llava.eval.tasks import whatsup as tasks
 from llava.model.builder import load_pretrained_model
 from llava.train.train import main as train
@@ -69,7 +69,6 @@ def test_documents(data):
     assert docs[1]["questions"][1] == (
         'Does this figure show "A mug to the right of a tray"? Please answer yes or no.'
     )
-    assert tasks.QUESTION == QUESTION
     assert tasks.visuals(docs[0])[0].size == (24, 24)
 
 

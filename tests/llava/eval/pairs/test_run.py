@@ -175,6 +175,48 @@ def test_what_is_there_is_not_scored_again(synthetic, tmp_path):
     assert changed["results"][0]["individual"]["right"] == 0
 
 
+def test_where_a_checkpoint_lies_does_not_count(synthetic, tmp_path):
+    """`runs/a/` is `runs/a`, and may be moved; what it holds counts, and its name without that."""
+    (benchmark,) = read_benchmarks(synthetic[0], ["synthetic"], limit=2)
+    first = Oracle(fingerprint="f", model="runs/a", run_dir="runs/a")
+    evaluate(first, [benchmark], tmp_path / "o.json")
+    moved = Oracle(fingerprint="f", model="runs/a/", run_dir="runs/a/")
+    evaluate(moved, [benchmark], tmp_path / "o.json")
+    assert moved.calls == 0
+    for other in (Oracle(fingerprint="g", model="runs/a"), Oracle(model="runs/a")):
+        with pytest.raises(LawError, match="another model"):
+            evaluate(other, [benchmark], tmp_path / "o.json")
+    evaluate(Oracle(model="a"), [benchmark], tmp_path / "named.json")
+    with pytest.raises(LawError, match="another model"):
+        evaluate(Oracle(model="b"), [benchmark], tmp_path / "named.json")
+
+
+def test_scores_that_another_run_took_away(synthetic, tmp_path):
+    (benchmark,) = read_benchmarks(synthetic[0], ["synthetic"], limit=2)
+    scorer = Oracle()
+    scores = scorer.scores
+
+    def robbed(items):
+        """Another run begins this file anew meanwhile."""
+        (tmp_path / "o.json.scores.jsonl").unlink()
+        return scores(items)
+
+    scorer.scores = robbed
+    with pytest.raises(LawError, match=r"synthetic from item 0 on are gone .* its own --out"):
+        evaluate(scorer, [benchmark], tmp_path / "o.json")
+
+
+def test_ties_are_said(synthetic, tmp_path, stub, law_log):
+    """Here of a scorer that knows neither image nor caption."""
+    main([*arguments_of(synthetic, tmp_path / "o.json"), "--gain", "0"])
+    tied = sum(
+        "of 24 decisions are ties, whose scores are equal; they count as wrong" in line
+        for line in law_log
+    )
+    found = read_result(tmp_path / "o.json")["results"][0]["ties"]
+    assert tied == 1 and any(f"synthetic: {found} of 24" in line for line in law_log)
+
+
 def test_digests_go_by_what_is_asked(synthetic, tmp_path):
     """Not by where it lies; by every byte of an image, and by every text."""
     (benchmark,) = read_benchmarks(synthetic[0], ["synthetic"])
