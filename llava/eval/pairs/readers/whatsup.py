@@ -20,6 +20,7 @@ PHRASES = {
     "on": "on",
     "under": "under",
     "in front of": "in-front",
+    "in-front of": "in-front",
     "behind": "behind",
 }
 """What stands between two objects -> the relation, as names of images say it."""
@@ -97,7 +98,8 @@ def _photo(row: Row, folder: Path) -> _Photo:
 def _shown(stem: str, where: str) -> tuple[tuple[str, str], str]:
     """(objects, relation) by an image's name, whose objects have `-` for blanks."""
     parts = stem.split("_")
-    if len(parts) < 3 or parts[1] not in AXIS_OF:
+    between = [part for part in parts[2:-1] if part]  # `behind_` may have a line of its own
+    if len(parts) < 3 or parts[1] not in AXIS_OF or between not in ([], ["of"]):
         raise LawError(
             f"{where}: image '{stem}': expected <object>_<relation>_<object>, the relation one of "
             "left_of, right_of, on, under, in-front_of, behind"

@@ -84,6 +84,10 @@ def test_whatsup_b_has_front_and_behind(tmp_path):
     assert item.axes == ("left/right",) * 2 + ("front/behind",) * 2
     assert item.captions[item.right[2]] == "A mug in front of a coffee table"
     assert item.images[3].name == "mug_behind_coffee-table.jpeg"
+    data, images = pair_files.whatsup(tmp_path / "other", "clevr", pair_files.B)
+    data.write_text(data.read_text().replace("in front of", "in-front of"))
+    axes = [one.axes for one in WhatsUp("b", data, images).read().items]
+    assert axes == [item.axes] * 3
 
 
 def drop(records):
@@ -93,6 +97,10 @@ def drop(records):
 
 def misname(records):
     records[0]["image_path"] = "data/x/beer-bottle_beside_armchair.jpeg"
+
+
+def number(records):
+    records[0]["image_path"] = "data/x/beer-bottle_left_of_armchair_2.jpeg"
 
 
 def mislabel(records):
@@ -116,6 +124,7 @@ def other_words(records):
 WRONG = {
     drop: r"record 0: the set of beer-bottle and armchair has left, right, under and lacks on;",
     misname: r"record 0: image 'beer-bottle_beside_armchair': expected <object>_<relation>_",
+    number: r"record 0: image 'beer-bottle_left_of_armchair_2': expected <object>_<relation>_",
     mislabel: r"record 0: the first caption, which is the right one, says 'right' and .* 'left'",
     three: r"record 1: expected `image_path` and `caption_options`, a list of four",
     twice: r"record 12: a second image of 'left' for beer-bottle and armchair",
