@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,15 @@ def main(argv: list[str], prog: str = "python -m A_score.contrastive.train") -> 
         ensure_writable(path)
     from A_score.contrastive.config import read_config
     from llava.extraction import usable_device
-    from llava.model.multimodal_encoder.registry import parse_replacements, resolve
+    from llava.model.contrastive.texts import moved_text
+    from llava.model.multimodal_encoder.registry import parse_replacements, part_ids, resolve
 
     config = read_config(arguments.config, arguments.set)
     arguments.device = usable_device(arguments.device)
-    representation = resolve(
-        arguments.tower, select=config.select, replace=parse_replacements(arguments.tower_alias)
-    )
+    aliases = parse_replacements(arguments.tower_alias)
+    text, aliases = moved_text(config.head.text, aliases, part_ids(arguments.tower, aliases))
+    config = replace(config, head=replace(config.head, text=text))
+    representation = resolve(arguments.tower, select=config.select, replace=aliases)
     with _processes(arguments.device):
         _run(config, representation, arguments)
 
@@ -94,10 +97,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, metavar="CSV", help="append to this results table")
     parser.add_argument(
         "--tower-alias",
+        "--tower_alias",
         action="append",
         default=[],
         metavar="OLD=NEW",
-        help="read a tower's weights from another folder or hub id",
+        help="read the weights of a tower, or of the text source, from another folder or hub id",
     )
     parser.add_argument("--dtype", default="float32", help="of the tower (default: float32)")
     parser.add_argument("--device", default="", help="cpu, cuda:0, ...; default: a GPU if any")

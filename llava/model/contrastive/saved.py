@@ -20,9 +20,9 @@ from safetensors.torch import load, save
 from llava.config import build, to_plain
 from llava.errors import LawError
 from llava.files import read_json, write_bytes, write_json
-from llava.model.contrastive.config import HeadConfig, TextConfig
+from llava.model.contrastive.config import HeadConfig
 from llava.model.contrastive.model import Head
-from llava.model.contrastive.texts import text_source
+from llava.model.contrastive.texts import moved_text, text_source
 from llava.model.multimodal_encoder.registry import Representation
 from llava.model.representation import record, representation_of
 
@@ -103,8 +103,8 @@ def load_head(
     towers, text = facts["towers"], facts["text"]
     config = build(HeadConfig, facts["head"], f"{path}: head")
     names = [part["id"] for part in towers["mm_vision_specs"]]
-    elsewhere = dict(replacements or {})
-    moved = replace(config, text=_moved(config.text, elsewhere, names))
+    text_config, elsewhere = moved_text(config.text, replacements or {}, names)
+    moved = replace(config, text=text_config)
     found = representation_of(SimpleNamespace(**towers), elsewhere)
     texts = text_source(moved.text, text.get("captions", ()), device)
     if not _same(texts.facts(), text, moved != config):
@@ -150,16 +150,6 @@ def _same(found: Mapping[str, Any], recorded: Mapping[str, Any], moved: bool) ->
     if moved and not DIGEST.fullmatch(weights):
         found = {**found, "weights": weights}
     return dict(found) == dict(recorded)
-
-
-def _moved(text: TextConfig, elsewhere: dict[str, str], towers: list[str]) -> TextConfig:
-    """The text source, perhaps with its model elsewhere; takes a name that is no tower's away."""
-    if text.model not in elsewhere:
-        return text
-    moved = replace(text, model=elsewhere[text.model])
-    if text.model not in towers:
-        del elsewhere[text.model]
-    return moved
 
 
 def _fill(head: Head, path: Path, digest: str) -> None:

@@ -3,10 +3,12 @@
 Letters in shapes: B captions, L tokens, C channels.
 """
 
+import contextlib
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llava.errors import LawError, UsageError
+from llava.errors import LawError, UnknownNameError, UsageError
 from llava.model.contrastive.config import TextConfig
 from llava.model.multimodal_encoder.dual import build_dual, has_text
 from llava.model.multimodal_encoder.pretrained import folder_digest
-from llava.model.multimodal_encoder.registry import resolve
+from llava.model.multimodal_encoder.registry import part_ids, resolve
 from llava.model.multimodal_encoder.vit import quiet
 
 
@@ -115,9 +117,14 @@ class LanguageModelTexts(TextSource):
         return (states_BLC * mask_BL[:, :, None]).sum(1) / mask_BL.sum(1, keepdim=True)
 
     def facts(self) -> dict[str, Any]:
-        """The folder's digest, or the hub id."""
+        """The weights and the tokenizer's vocabulary."""
         weights = folder_digest(self.source) if Path(self.source).is_dir() else self.source
-        return {"source": "llm", "weights": weights}
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()
+        return {
+            "source": "llm",
+            "weights": weights,
+            "text": hashlib.sha256(vocabulary).hexdigest(),
+        }
 
 
 class FileTexts(TextSource):
@@ -189,6 +196,26 @@ def text_source(
         return TableTexts(captions, config.width).to(device)
     kinds = {"clip": ClipTexts, "llm": LanguageModelTexts, "file": FileTexts}
     return kinds[config.source](config, device)
+
+
+def moved_text(
+    config: TextConfig, replacements: Mapping[str, str], towers: Sequence[str]
+) -> tuple[TextConfig, dict[str, str]]:
+    """(the config, perhaps with its model elsewhere; the replacements that towers have use for).
+
+    `replacements` maps names to folders or hub ids, as `--tower-alias OLD=NEW` says them; OLD is
+    the model as the config has it, or the id that this name stands for. `towers` are the ids of the
+    towers beside it, which may be the same.
+    """
+    names = [config.model]
+    if config.source == "clip" and config.model not in replacements:
+        with contextlib.suppress(UnknownNameError):  # a folder that is gone has no other name
+            names += part_ids(config.model)
+    used = next((name for name in names if name in replacements), None)
+    if used is None:
+        return config, dict(replacements)
+    left = {old: new for old, new in replacements.items() if old != used or old in towers}
+    return replace(config, model=replacements[used]), left
 
 
 def _place(rows: dict[str, int], caption: str, where: object) -> int:

@@ -116,7 +116,7 @@ def resolve(
         raise UsageError("a representation needs at least one tower; `law towers` lists them")
     if join not in JOINS:
         raise UsageError(unknown_name("join", join, JOINS))
-    asked = [part for text in names for part in _moved(text, replace) or _parts(text)]
+    asked = _asked(names, replace)
     unused = set(replace or {}) - {part.known for part in asked}
     if unused:
         raise UsageError(
@@ -147,6 +147,14 @@ def resolve(
         for part, spec, size, expected in zip(asked, specs, wanted, usual, strict=True)
     )
     return Representation(full, tuple(specs), join, grid_align)
+
+
+def part_ids(name: str, replace: Mapping[str, str] | None = None) -> list[str]:
+    """Ids, folders and hub ids that a name stands for; nothing of theirs is read.
+
+    Raises UnknownNameError for a name that is none.
+    """
+    return [part.known for part in _asked([name], replace)]
 
 
 def spec_of(known: str, replace: Mapping[str, str] | None = None) -> TowerSpec:
@@ -194,6 +202,10 @@ def known_names() -> list[str]:
     """Every id and alias, as a suggestion is looked for among."""
     aliases = [alias for family in families().values() for alias in family.aliases]
     return [*towers(), *aliases, *(e.display for e in catalog.representations().values())]
+
+
+def _asked(names: Sequence[str], replace: Mapping[str, str] | None) -> list[Asked]:
+    return [part for text in names for part in _moved(text, replace) or _parts(text)]
 
 
 def _moved(text: str, replace: Mapping[str, str] | None) -> list[Asked]:

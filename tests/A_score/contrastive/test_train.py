@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 
+import duals
 import pytest
 import torch
 from headworld import ROOT, SMALL, flags, torchrun
@@ -109,6 +110,15 @@ def test_a_learned_temperature_can_come_back(tmp_path):
     assert head.scale.item() == pytest.approx(100)
     head.loss(torch.randn(2, 3, 6), ["a", "b"]).backward()
     assert head.log_scale.grad != 0
+
+
+def test_texts_may_be_elsewhere(world, tmp_path):
+    """Of a hub id that no network is there for; the tower needs no alias of its own."""
+    duals.save_dual(tmp_path / "clip", "clip")
+    text = '{"source": "clip", "model": "some/hub-id"}'
+    alias = ("--tower-alias", f"some/hub-id={tmp_path / 'clip'}")
+    main(flags(world, tmp_path / "run", *alias, **{"head.text": text, "steps": 1}))
+    assert load_head(tmp_path / "run").head.config.text.model == str(tmp_path / "clip")
 
 
 def test_a_missing_image_is_found_before_training(world, tmp_path):

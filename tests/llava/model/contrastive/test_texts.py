@@ -14,7 +14,7 @@ from llava.errors import ConfigError, LawError, UsageError
 from llava.model.contrastive.config import HeadConfig, TextConfig
 from llava.model.contrastive.model import Head
 from llava.model.contrastive.saved import load_head, save_head
-from llava.model.contrastive.texts import text_source
+from llava.model.contrastive.texts import moved_text, text_source
 from llava.model.multimodal_encoder.dual import build_dual
 from llava.model.multimodal_encoder.registry import resolve
 
@@ -174,6 +174,20 @@ def test_test_pooling(folders):
         patches.sum(1)[:, None], texts.rows[:, 0][None], dim=2
     )
     torch.testing.assert_close(found, expected)
+
+
+def test_where_a_model_is(tmp_path):
+    """By the name that the config has, or the id it stands for; towers keep what is theirs."""
+    full = "openai/clip-vit-large-patch14-336"
+    aliases = {full: "here", "other/tower": "there"}
+    for name in ("clip336", full):
+        config = TextConfig("clip", name)
+        moved, left = moved_text(config, aliases, ["other/tower"])
+        assert (moved.model, left) == ("here", {"other/tower": "there"})
+        moved, left = moved_text(config, aliases, ["other/tower", full])
+        assert (moved.model, left) == ("here", aliases)
+    gone = TextConfig("clip", str(tmp_path / "gone"))
+    assert moved_text(gone, aliases, []) == (gone, aliases)
 
 
 @pytest.mark.parametrize("name", ["clip", "llm"])
