@@ -42,6 +42,32 @@ def counts(measures) -> dict[str, tuple[int, int]]:
     return {name: (one.right, one.of) for name, one in measures.accuracies.items()}
 
 
+@pytest.mark.parametrize(
+    ("scores", "text", "image"),
+    [
+        ([[2, 1], [0, 3]], 1, 1),
+        ([[1, 1], [0, 3]], 0, 1),
+        ([[2, 1], [3, 3]], 0, 0),
+        ([[2, 1], [2, 3]], 1, 0),
+        ([[2, 3], [0, 3]], 0, 0),
+        ([[2, 1], [0, 1]], 1, 0),
+    ],
+)
+def test_a_tie_is_right_of_nothing(scores, text, image):
+    """Wherever it is in the matrix."""
+    found = counts(measure(two_by_two(1), [np.array(scores, float)]))
+    assert found["text"] == found["pair"] == (text, 1)
+    assert found["image"] == (image, 1) and found["group"] == (text & image, 1)
+
+
+def test_what_a_pair_is_compared_by_is_needed():
+    """Also where neither image chooses the other's caption."""
+    choices = ((0, 2), (1, 2))
+    item = Item("x", (Path("a"), Path("b")), ("x", "y", "z"), (0, 1), choices, ((0, 1),))
+    assert item.needed.all()
+    assert replace(item, pairs=()).needed.tolist() == [[True, False, True], [False, True, True]]
+
+
 @pytest.mark.parametrize("ways", [2, 4])
 def test_a_scorer_that_ignores_the_image_has_half_and_no_pair(ways):
     benchmark = whatsup(25, ways)
