@@ -28,6 +28,7 @@ def test_the_commands_run(world, tmp_path, monkeypatch):
     ]
     for line in COMMANDS:
         line = line.replace("clip336", str(world / "tower")).replace("steps=500", "steps=3")
+        line = line.replace("batch_size=64", "batch_size=12")
         line = line.replace("--n 48 --seed 0 --train 960", "--n 8 --train 48")
         line = line.replace("--train 240", "--train 48")
         main(shlex.split(line)[1:])

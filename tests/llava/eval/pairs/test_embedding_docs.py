@@ -63,8 +63,9 @@ def test_embeddings(folder, monkeypatch, capsys):
         for name in ("embedder.json", "embedder-alone.json")
     )
     assert asked["quantity"] == alone["quantity"] == "pairs_embed"
-    assert asked["protocol"] == "embed/last-token/question/order0/float32"
-    assert alone["protocol"] == "embed/last-token/no-question/float32"
+    trained = "embed/last-token/trained-[0-9a-f]{8}"
+    assert re.fullmatch(f"{trained}/question/order0/float32", asked["protocol"])
+    assert re.fullmatch(f"{trained}/no-question/float32", alone["protocol"])
     scores = [one["results"][0]["per_item"][0]["scores"] for one in (asked, alone)]
     assert scores[0] != scores[1]
     assert asked["results"][0]["n"] == 48
