@@ -42,30 +42,39 @@ def save_trained_encoder(
     """
     captions = [record["conversations"][1]["value"] for record in records]
     ids = read(captions, vocabulary(captions))
+    model = untrained(seed, side, int(ids.max()), BEGIN, PAD)
+    _save(model, folder, side)  # so that its preprocessing is known
+    train(model, look([images / record["image"] for record in records], folder), ids, steps, seed)
+    _save(model, folder, side)
+    return model
+
+
+def untrained(seed: int, side: int, end: int, begin: int, pad: int) -> CLIPModel:
+    """A random CLIP; the ids are those of a text's marks, `end` being the last of all."""
     torch.manual_seed(seed)
-    model = CLIPModel(
+    return CLIPModel(
         CLIPConfig(
             vision_config={"image_size": side, **EYE},
             text_config={
-                "vocab_size": int(ids.max()) + 1,
-                "eos_token_id": int(ids.max()),
-                "bos_token_id": BEGIN,
-                "pad_token_id": PAD,
+                "vocab_size": end + 1,
+                "eos_token_id": end,
+                "bos_token_id": begin,
+                "pad_token_id": pad,
                 **READER,
             },
             projection_dim=SHAPE["hidden_size"],
         )
     )
-    _save(model, folder, side)  # so that its preprocessing is known
-    seen = look([images / record["image"] for record in records], folder)
+
+
+def train(model: CLIPModel, seen: torch.Tensor, ids: torch.Tensor, steps: int, seed: int) -> None:
+    """On pixels [images, 3, S, S] and the ids [images, length] of their captions, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         _train(model, seen, ids, steps, random.Random(seed))  # noqa: S311
     finally:
         torch.set_num_threads(threads)
-    _save(model, folder, side)
-    return model
 
 
 def vocabulary(captions: Sequence[str]) -> dict[str, int]:
@@ -112,6 +121,11 @@ def _save(model: CLIPModel, folder: Path, side: int) -> None:
     eye = CLIPVisionModel(model.config.vision_config)
     eye.load_state_dict(model.vision_model.state_dict())
     eye.save_pretrained(folder)
+    save_processor(folder, side)
+
+
+def save_processor(folder: Path, side: int) -> None:
+    """What a CLIP of `side` pixels does to images before it sees them."""
     write_json(
         folder / "preprocessor_config.json",
         {"resample": 3, "do_resize": True, "do_normalize": True, "size": {"shortest_edge": side}}

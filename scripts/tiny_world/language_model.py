@@ -61,10 +61,18 @@ class Story:
     text: list[int]
 
 
-def save_language_model(folder: Path, seed: int, steps: int, telling: Telling = Telling()) -> None:
+def save_language_model(
+    folder: Path,
+    seed: int,
+    steps: int,
+    telling: Telling = Telling(),
+    imagine: Callable[[Callable[[str], list[int]], random.Random], Story] | None = None,
+) -> None:
     """Trains for `steps` steps, on one thread, and writes the model beside its tokenizer.
 
-    The same seed gives the same bytes on the same machine. With 0 steps the weights are random.
+    `imagine` gives a story of another world (`imagine_story` of shape_pairs.py), from what reads a
+    text's ids and what draws. The same seed gives the same bytes on the same machine. With 0 steps
+    the weights are random.
     """
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
@@ -88,7 +96,8 @@ def save_language_model(folder: Path, seed: int, steps: int, telling: Telling = 
             rng = random.Random(seed)  # noqa: S311
             encoder = text_encoder(tokenizer)
             read = functools.cache(lambda text: encoder.encode(text, first=False).ids)
-            stories = [imagine_story(read, rng, telling) for _ in range(steps * BATCH)]
+            story = imagine or functools.partial(imagine_story, telling=telling)
+            stories = [story(read, rng) for _ in range(steps * BATCH)]
             _train(model, stories, tokenizer.bos_token_id, tokenizer.eos_token_id)
         finally:
             torch.set_num_threads(threads)

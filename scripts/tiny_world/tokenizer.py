@@ -2,6 +2,7 @@
 
 import io
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from llava.conversation import conv_templates
@@ -18,16 +19,21 @@ SMALL_PIECES = 420
 KINDS = ("llama", "small")
 SPECIAL = ("<unk>", "<s>", "</s>")
 SCENES_READ = 300
+TIMES_READ = 10
+"""Of every text that is given: enough for each of its words to become a piece."""
 
 
-def save_tokenizer(folder: Path, kind: str, pieces: int = SMALL_PIECES) -> None:
+def save_tokenizer(
+    folder: Path, kind: str, pieces: int = SMALL_PIECES, texts: Sequence[str] = ()
+) -> None:
     """Writes tokenizer.model and its config; `kind` is `llama` (32,000 pieces) or `small`.
 
-    A small one has `pieces` of them; with 500 every word of the world and of its prompt is one.
+    A small one has `pieces` of them; with 500 every word of the world and of its prompt is one. It
+    learns from `texts` in place of the world's where there are some.
     """
     if kind not in KINDS:
         raise UsageError(unknown_name("tokenizer", kind, KINDS))
-    write_bytes(folder / "tokenizer.model", _real() if kind == "llama" else _small(pieces))
+    write_bytes(folder / "tokenizer.model", _real() if kind == "llama" else _small(pieces, texts))
     added = {
         str(place): {
             "content": token,
@@ -63,13 +69,14 @@ def _real() -> bytes:
         ) from error
 
 
-def _small(pieces: int) -> bytes:
+def _small(pieces: int, texts: Sequence[str]) -> bytes:
     """A byte-fallback BPE that sentencepiece learns from texts about scenes and from a prompt."""
     import sentencepiece
 
     rng = random.Random(0)  # noqa: S311
     lines = [conv_templates["v1"].get_prompt(), "USER: ASSISTANT:"] * SCENES_READ
-    for _ in range(SCENES_READ):
+    lines += [text for text in texts for _ in range(TIMES_READ)]
+    for _ in range(0 if texts else SCENES_READ):
         scene = imagine(rng)
         asked = [text for kind in questions(scene).values() for pair in kind for text in pair]
         lines += [caption(scene), notes(scene, rng), *asked]

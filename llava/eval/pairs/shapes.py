@@ -107,16 +107,20 @@ class Scene:
         """The same cells with their places changed, of which the opposite relation is true."""
         return Scene(**{**vars(self), "relation": RELATIONS[self.relation].opposite})
 
+    @property
+    def cells(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(column, row) of the first thing's cell and of the second's."""
+        relation = RELATIONS[self.relation]
+        one, other = self.places if relation.first else self.places[::-1]
+        if relation.axis == "left/right":
+            return (one, self.line), (other, self.line)
+        return (self.line, one), (self.line, other)
+
     def picture(self) -> Image.Image:
         """RGB, SIDE_PX x SIDE_PX."""
         picture = Image.new("RGB", (SIDE_PX, SIDE_PX), (self.ground,) * 3)
-        relation = RELATIONS[self.relation]
-        places = self.places if relation.first else self.places[::-1]
-        things = zip((self.first, self.second), self.inks, self.boxes, places, strict=True)
-        for name, ink, box, place in things:
-            column, row = (
-                (place, self.line) if relation.axis == "left/right" else (self.line, place)
-            )
+        things = zip((self.first, self.second), self.inks, self.boxes, self.cells, strict=True)
+        for name, ink, box, (column, row) in things:
             picture.paste(_cell(name, ink, box, self.ground), (column * CELL_PX, row * CELL_PX))
         return picture
 
