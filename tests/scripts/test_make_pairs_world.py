@@ -8,7 +8,8 @@ what the whole of it measures.
 import hashlib
 import json
 import random
-from pathlib import Path
+import re
+import shlex
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from llava.model.multimodal_encoder.registry import resolve
 from llava.tokenization import load_tokenizer
 
 SMALL = ["--pairs", "6", "--images", "48", "--reading", "2", "--looking", "2"]
+DOCS = ROOT / "docs" / "experiments" / "pairs.md"
 CONFIGS = ROOT / "configs" / "ablation"
 
 
@@ -155,35 +157,27 @@ def test_stories_are_true():
 
 
 @pytest.mark.slow
-def test_the_commands_fit_together(world, tmp_path, capsys):
-    """Of docs/experiments/pairs.md, on few steps; the two LLaVAs stand side by side at the end."""
-
-    def config(name):
-        text = (CONFIGS / f"{name}.yaml").read_text().replace("runs/pairs_world", str(world))
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(text)
-        return ["--config", str(path)]
-
-    score = ["pairs", "run", "--out"]
-    clip = str(tmp_path / "clip.json")
-    law([*score, clip, *config("pairs_world"), "--scorer", "clip", "--model", str(world / "clip")])
-    results = [clip]
-    for select in ("patch", "cls"):
-        stage1, stage2 = (str(tmp_path / f"{select}_stage{n}") for n in (1, 2))
-        given = ["--mm_vision_select_feature", select, "--max_steps", "2"]
-        law(["train", *config("pairs_world_stage1"), *given, "--output_dir", stage1])
-        given += ["--pretrain_mm_mlp_adapter", f"{stage1}/mm_projector.bin"]
-        law(["train", *config("pairs_world_stage2"), *given, "--output_dir", stage2])
-        results.append(str(tmp_path / f"{select}.json"))
-        asked = config("pairs_world_described")
-        law([*score, results[-1], *asked, "--scorer", "vqa", "--model-path", stage2])
-    found = [json.loads(Path(path).read_text()) for path in results]
-    assert [one["results"][0]["pair"]["of"] for one in found] == [6, 6, 6]
-    assert [one["facts"].get("select_feature") for one in found[1:]] == ["patch", "cls"]
-    capsys.readouterr()
-    law(["pairs", "table", *results[1:], "--axes"])
-    said = capsys.readouterr().out
-    assert "left/right pair" in said and "select=cls" in said
+def test_the_documented_commands(world, tmp_path, monkeypatch, capsys):
+    """One after the other as they stand, on few steps: each reads what those before have left."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "pairs_world").symlink_to(world)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"```bash\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[1]
+    make, *commands = [shlex.split(line) for line in block.splitlines()]
+    assert make == ["python", "scripts/make_pairs_world.py", "--out", "runs/pairs_world"]
+    assert all(command[0] == "law" for command in commands)
+    for command in commands:
+        capsys.readouterr()
+        law([*command[1:], *(["--max_steps", "2"] if command[1] == "train" else [])])
+        said = capsys.readouterr().out
+        if command[1:3] == ["pairs", "table"]:
+            assert "left/right pair" in said and "select=cls" in said
+    found = {
+        name: json.loads((world / f"{name}.json").read_text()) for name in ("clip", "patch", "cls")
+    }
+    assert {one["results"][0]["pair"]["of"] for one in found.values()} == {6}
+    assert [found[name]["facts"]["select_feature"] for name in ("patch", "cls")] == ["patch", "cls"]
 
 
 def test_configs_name_one_world():
