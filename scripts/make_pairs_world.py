@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=96, help="of the benchmark")
-    parser.add_argument("--images", type=int, default=960, help="of training")
-    parser.add_argument("--reading", type=int, default=600, help="steps of the language model")
-    parser.add_argument("--looking", type=int, default=150, help="steps of the CLIP")
+    parser.add_argument("--images", type=int, default=720, help="of training")
+    parser.add_argument("--reading", type=int, default=300, help="steps of the language model")
+    parser.add_argument("--looking", type=int, default=100, help="steps of the CLIP")
     arguments = parser.parse_args(argv)
     out, seed = arguments.out, arguments.seed
     if min(arguments.pairs, arguments.images, arguments.reading, arguments.looking) < 1:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: is there already; give a new folder")
     transformers.utils.logging.disable_progress_bar()
-    make_synthetic(out / "pairs", arguments.pairs, seed, arguments.images)
+    make_synthetic(out / "pairs", arguments.pairs, seed, arguments.images, apart=True)
     records = json.loads((out / "pairs" / "train.json").read_text())
     _write_questions(out / "pairs", records)
     save_dual(out / "clip", records, out / "pairs", arguments.looking, seed, SIDE_PX)

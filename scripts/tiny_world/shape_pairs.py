@@ -1,8 +1,8 @@
 """Stories about two coloured shapes, for a language model that has read and seen nothing.
 
-The scenes are those of `law pairs make-synthetic`. They are told as an image could be: for every
-cell the sum of some words' embeddings, what is in it and in which half of the picture it lies. Who
-is left of whom follows from two cells.
+The scenes are those of `law pairs make-synthetic --apart`. They are told as an image could be: for
+every cell the sum of some words' embeddings, what is in it and in which half of the picture it
+lies. Nothing says which thing is left of which: that is to be read off a thing's own cell.
 """
 
 import random
@@ -20,7 +20,7 @@ GROUND = "figure"
 def imagine_story(read: Callable[[str], list[int]], rng: random.Random) -> Story:
     """A scene, and what is true of it seen from either thing; `read` gives a text's ids."""
     first, second = rng.choice(OBJECT_PAIRS)
-    scene = Scene.drawn(rng, first, second, rng.choice(list(RELATIONS)))
+    scene = Scene.drawn(rng, first, second, rng.choice(list(RELATIONS)), apart=True)
     told = [
         [token for word in cell if rng.random() > FORGOTTEN for token in read(word)]
         for cell in _cells(scene)

@@ -83,15 +83,17 @@ class Scene:
     """(left, top, side less one) of a shape inside of its cell, in pixels."""
 
     @classmethod
-    def drawn(cls, rng: random.Random, first: str, second: str, relation: str) -> "Scene":
-        """A scene whose places, colours and sizes are drawn."""
+    def drawn(
+        cls, rng: random.Random, first: str, second: str, relation: str, apart: bool = False
+    ) -> "Scene":
+        """A scene whose places, colours and sizes are drawn; `apart`: things in opposite halves."""
         inks = tuple(_shade(rng, SHAPES[name]) for name in (first, second))
         return cls(
             first,
             second,
             relation,
             line=rng.randrange(CELLS),
-            places=tuple(sorted(rng.sample(range(CELLS), 2))),
+            places=_places(rng, apart),
             ground=rng.randint(DARKEST, LIGHTEST),
             inks=inks,
             boxes=(_box(rng), _box(rng)),
@@ -123,6 +125,14 @@ class Scene:
         for name, ink, box, (column, row) in things:
             picture.paste(_cell(name, ink, box, self.ground), (column * CELL_PX, row * CELL_PX))
         return picture
+
+
+def _places(rng: random.Random, apart: bool) -> tuple[int, int]:
+    """Two cells along a line, ascending."""
+    if apart:
+        return rng.randrange(CELLS // 2), rng.randrange(CELLS // 2, CELLS)
+    one, other = sorted(rng.sample(range(CELLS), 2))
+    return one, other
 
 
 def _shade(rng: random.Random, colour: Colour) -> Colour:

@@ -35,6 +35,8 @@ from llava.log import progress
 NAME = "synthetic"
 VERSION = 1
 """Goes up when the same numbers give other pictures or texts."""
+SAME = ("pairs", "seed", "apart", "version")
+"""What makes a folder's pictures another set."""
 PAIR_RELATIONS = ("left", "above")
 """Of a pair's first image; the second has the opposite."""
 
@@ -48,24 +50,36 @@ def main(argv: list[str], prog: str = "law pairs make-synthetic") -> None:
     parser.add_argument(
         "--train", type=int, default=0, metavar="IMAGES", help="also training data of so many"
     )
+    parser.add_argument(
+        "--apart",
+        action="store_true",
+        help="the two things in opposite halves, so that the place of one says where the other is",
+    )
     arguments = parser.parse_args(argv)
-    make_synthetic(arguments.out, arguments.n, arguments.seed, arguments.train)
+    make_synthetic(
+        arguments.out, arguments.n, arguments.seed, arguments.train, apart=arguments.apart
+    )
     print(arguments.out / "pairs.jsonl")
 
 
-def make_synthetic(out: Path, pairs: int, seed: int, train: int = 0) -> Benchmark:
+def make_synthetic(
+    out: Path, pairs: int, seed: int, train: int = 0, apart: bool = False
+) -> Benchmark:
     """Writes `pairs` pairs, and data of `train` training images, below `out`.
 
-    Things, axes and relations are balanced in every 24 pairs and every 48 training images. Raises
-    UsageError for numbers that cannot be meant and LawError where `out` holds another such set.
+    Things, axes and relations are balanced in every 24 pairs and every 48 training images. With
+    `apart` one thing lies in each half of the picture, which is easier: where a thing is, seen from
+    the other, follows from its own cell. Raises UsageError for numbers that cannot be meant and
+    LawError where `out` holds another such set.
     """
     if pairs < 1 or train < 0 or seed < 0:
         raise UsageError(
             f"{pairs} pairs, {train} training images, seed {seed}; expected a pair or more, and "
             "numbers that are not negative"
         )
-    _claim(out, {"version": VERSION, "pairs": pairs, "seed": seed, "train": train})
-    tests = list(islice(_balanced(PAIR_RELATIONS, _draws("pairs", seed)), pairs))
+    facts = {"version": VERSION, "pairs": pairs, "seed": seed, "train": train, "apart": apart}
+    _claim(out, facts)
+    tests = list(islice(_balanced(PAIR_RELATIONS, _draws("pairs", seed), apart), pairs))
     items = [_write_pair(out, number, scene) for number, scene in enumerate(tests)]
     _write_lines(out / "pairs.jsonl", [_record(item, out) for item in items])
     questions = [
@@ -75,7 +89,12 @@ def make_synthetic(out: Path, pairs: int, seed: int, train: int = 0) -> Benchmar
     write_text(out / "captions.txt", "".join(f"{text}\n" for text in all_captions()))
     if train:
         seen = {_png(image) for scene in tests for image in (scene, scene.swapped)}
-        _write_training(out, train, _draws("train", seed), seen)
+        fresh = (
+            scene
+            for scene in _balanced(tuple(RELATIONS), _draws("train", seed), apart)
+            if _png(scene) not in seen
+        )
+        _write_training(out, train, fresh)
     return Benchmark(NAME, tuple(items))
 
 
@@ -94,7 +113,7 @@ def _claim(out: Path, facts: dict[str, int]) -> None:
     path = out / "synthetic.json"
     if path.exists():
         found = read_json(path)
-        if any(found.get(key) != facts[key] for key in ("version", "pairs", "seed")):
+        if any(found.get(key) != facts[key] for key in SAME):
             raise LawError(
                 f"{out}: holds a synthetic set of {_told(found)}; asked for {_told(facts)}. Give "
                 "another folder, or remove this one"
@@ -104,20 +123,20 @@ def _claim(out: Path, facts: dict[str, int]) -> None:
 
 
 def _told(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {facts.get(key)}" for key in ("pairs", "seed", "version"))
+    return ", ".join(f"{key} {facts.get(key)}" for key in SAME)
 
 
 def _draws(what: str, seed: int) -> random.Random:
     return random.Random(f"{what} {seed}")  # draws of a benchmark, no secret  # noqa: S311
 
 
-def _balanced(relations: Sequence[str], rng: random.Random) -> Iterator[Scene]:
+def _balanced(relations: Sequence[str], rng: random.Random, apart: bool) -> Iterator[Scene]:
     """Scenes without end: each pair of things in each relation, in an order drawn anew."""
     kinds = [(one, other, name) for one, other in OBJECT_PAIRS for name in relations]
     while True:
         rng.shuffle(kinds)
         for one, other, name in kinds:
-            yield Scene.drawn(rng, one, other, name)
+            yield Scene.drawn(rng, one, other, name, apart)
 
 
 def _write_pair(out: Path, number: int, scene: Scene) -> Item:
@@ -155,11 +174,10 @@ def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def _write_training(out: Path, count: int, rng: random.Random, seen: set[bytes]) -> None:
+def _write_training(out: Path, count: int, scenes: Iterator[Scene]) -> None:
     """One caption per image; and per image a yes, a no, and where the first thing is."""
     captions, talks = [], []
-    fresh = (scene for scene in _balanced(tuple(RELATIONS), rng) if _png(scene) not in seen)
-    for number, scene in enumerate(progress(islice(fresh, count), "training images", count)):
+    for number, scene in enumerate(progress(islice(scenes, count), "training images", count)):
         name = f"train_{number:05}"
         image = f"images/{name}.png"
         write_bytes(out / image, _png(scene))
