@@ -187,8 +187,8 @@ def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     }
     assert {one["of"] for one in pairs.values()} == {48}
     right = {name: one["right"] for name, one in pairs.items()}
-    # measured: 23 of 48, and none
-    assert right["patch"] >= 10
+    # measured: docs/experiments/pairs.md
+    assert right["patch"] >= 8
     assert right["patch"] > 2 * max(right["cls"], right["clip"])
 
 
